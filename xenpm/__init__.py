@@ -1,0 +1,29 @@
+"""Power management of Xen guests: light suspend, resume in place.
+
+Example::
+
+    import xenpm
+
+    dom = xenpm.Domain("web1")
+    dom.suspend(lightweight=True)  # the guest has suspended itself, its memory is in place
+    dom.resume()  # and continues where it stopped
+"""
+
+from __future__ import annotations
+
+from importlib import metadata as _metadata
+
+from .domain import Domain
+from .errors import *  # noqa: F403
+from .errors import __all__ as _errors
+from .host import Host
+from .system import versions
+from .types import *  # noqa: F403
+from .types import __all__ as _types
+
+try:
+    __version__ = _metadata.version("xenpm")
+except _metadata.PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = ["Domain", "Host", "__version__", "versions", *_errors, *_types]  # noqa: PLE0604

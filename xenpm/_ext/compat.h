@@ -1,0 +1,26 @@
+/* The only place that knows how Xen's libraries differ between releases. */
+#ifndef XENPM_COMPAT_H
+#define XENPM_COMPAT_H
+
+#include <xenctrl.h>
+#include <xenguest.h>
+
+#include <stdbool.h>
+
+/* Up to 4.15 this is declared in xc_dom.h, which Debian's libxen-dev does not have. */
+#if XENPM_XEN_MAJOR == 4 && XENPM_XEN_MINOR < 16
+int xc_dom_gnttab_seed(xc_interface *xch, uint32_t guest_domid, bool is_hvm,
+                       xen_pfn_t console_gfn, xen_pfn_t xenstore_gfn,
+                       uint32_t console_domid, uint32_t xenstore_domid);
+#endif
+
+#include <xen/hvm/params.h>
+
+/* A guest with the HVM flag is PVH when Xen emulates no ACPI power management for it. */
+static inline int xenpm_is_pvh(const xc_domaininfo_t *info)
+{
+    return (info->flags & XEN_DOMINF_hvm_guest)
+        && !(info->arch_config.emulation_flags & XEN_X86_EMU_PM);
+}
+
+#endif

@@ -1,0 +1,364 @@
+# cython: freethreading_compatible=False
+"""libxenctrl and libxenguest: what the hypervisor does to and says of domains.
+
+Every method makes its C call without the GIL and under the handle's own lock, so a handle may be
+shared between threads.  A C error becomes a :class:`xenpm.HypercallError` (or
+:class:`xenpm.NotPermitted`) that carries the function's name, the error number and libxc's last
+message; libxc's log goes to the logger ``xenpm.xenctrl``.
+"""
+
+import logging
+import threading
+
+cimport cython
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport strlen
+from posix.unistd cimport getpid
+
+from xenpm._ext.checks cimport *
+from xenpm._ext.c_xenctrl cimport *
+from xenpm._ext.c_xentoollog cimport *
+
+from xenpm.errors import hypercall_error
+from xenpm.types import DomainInfo, DomainType
+
+__all__ = ["BUILT_FOR", "Xenctrl"]
+
+#: the Xen release whose headers this module was built with, as "4.17"
+BUILT_FOR = f"{XENPM_XEN_MAJOR}.{XENPM_XEN_MINOR}"
+
+_log = logging.getLogger("xenpm.xenctrl")
+
+cdef dict _LEVELS = {
+    <int>XTL_INFO: logging.DEBUG,  # libxc is chatty at this level
+    <int>XTL_NOTICE: logging.INFO,
+    <int>XTL_WARN: logging.WARNING,
+    <int>XTL_ERROR: logging.DEBUG,  # every error is an exception already
+    <int>XTL_CRITICAL: logging.CRITICAL,
+}
+cdef object _PV = DomainType.PV
+cdef object _PVH = DomainType.PVH
+cdef object _HVM = DomainType.HVM
+cdef object _new_tuple = tuple.__new__
+cdef object _domain_info = DomainInfo
+
+cdef enum:
+    LIST_CHUNK = 256
+
+ctypedef int (*domain_call)(xc_interface *xch, uint32_t domid) noexcept nogil
+ctypedef int (*domain_int_call)(xc_interface *xch, uint32_t domid, int arg) noexcept nogil
+
+
+cdef object _info(const xc_domaininfo_t *c):
+    """A DomainInfo of the C structure."""
+    cdef uint32_t flags = c.flags
+    cdef object kind = _PV
+    if flags & XEN_DOMINF_hvm_guest:
+        kind = _PVH if xenpm_is_pvh(c) else _HVM
+    return _new_tuple(_domain_info, (
+        c.domain,
+        <bytes>(<const char *>c.handle)[:16],
+        kind,
+        (flags & XEN_DOMINF_dying) != 0,
+        (flags & XEN_DOMINF_shutdown) != 0,
+        (flags >> XEN_DOMINF_shutdownshift) & XEN_DOMINF_shutdownmask,
+        (flags & XEN_DOMINF_paused) != 0,
+        (flags & XEN_DOMINF_blocked) != 0,
+        (flags & XEN_DOMINF_running) != 0,
+        c.nr_online_vcpus,
+        c.max_vcpu_id,
+        c.tot_pages * (XC_PAGE_SIZE // 1024),
+        c.max_pages * (XC_PAGE_SIZE // 1024),
+        c.cpu_time,
+        c.cpupool,
+    ))
+
+
+@cython.final
+cdef class Xenctrl:
+    """A handle of libxenctrl: ``xc_interface_open``.
+
+    Raises:
+        HypercallError: there is no hypervisor here.
+        NotPermitted: the caller is not root.
+    """
+
+    cdef xc_interface *_xch
+    cdef xenpm_logbuf *_logbuf
+    cdef int _pid
+    cdef object _lock
+
+    def __cinit__(self):
+        self._xch = NULL
+        self._logbuf = NULL
+        self._pid = 0
+
+    def __init__(self):
+        cdef int saved = 0
+        cdef xc_interface *xch
+        if self._lock is not None:
+            raise RuntimeError("Xenctrl.__init__ called twice")
+        self._lock = threading.Lock()
+        self._logbuf = xenpm_logbuf_new(XTL_INFO)
+        if self._logbuf == NULL:
+            raise MemoryError
+        self._pid = getpid()
+        with nogil:
+            xch = xc_interface_open(<xentoollog_logger *>self._logbuf, NULL, 0)
+            saved = errno
+        if xch == NULL:
+            detail = self._drain_log()
+            raise hypercall_error("xc_interface_open", saved, detail)
+        self._xch = xch
+
+    def __dealloc__(self):
+        # A forked child leaks its copy: unmapping the parent's buffers could hit memory of its own.
+        if self._xch != NULL and self._pid == getpid():
+            xc_interface_close(self._xch)
+        if self._logbuf != NULL and self._pid == getpid():
+            xtl_logger_destroy(<xentoollog_logger *>self._logbuf)
+
+    cdef object _guard(self):
+        """The handle's lock, unless the handle belongs to the parent process."""
+        if self._lock is None:
+            raise ValueError("this handle was never opened")
+        if self._pid != getpid():
+            raise RuntimeError(
+                f"this Xenctrl handle was opened by process {self._pid}; "
+                "a forked child must open its own"
+            )
+        return self._lock
+
+    cdef int _begin(self) except -1:
+        """Refuse a closed handle and forget its last error; the caller holds the lock."""
+        if self._xch == NULL:
+            raise ValueError("this Xenctrl handle is closed")
+        xc_clear_last_error(self._xch)
+        return 0
+
+    cdef str _drain_log(self):
+        """Hand libxc's log over to Python; returns its last line.  The caller holds the lock."""
+        cdef size_t at = 0
+        cdef char *record
+        last = ""
+        while at < self._logbuf.used:
+            record = self._logbuf.text + at
+            last = (<bytes>(record + 1)).decode("utf-8", "replace")
+            _log.log(_LEVELS.get(<int>record[0], logging.INFO), "%s", last)
+            at += 1 + strlen(record + 1) + 1
+        self._logbuf.used = 0
+        if self._logbuf.dropped:
+            _log.warning("%d messages of libxc were lost", self._logbuf.dropped)
+            self._logbuf.dropped = 0
+        return last
+
+    cdef int64_t _done(self, str call, int64_t result, int saved) except -1:
+        """Give the result, or raise the call's error with libxc's last message; under the lock."""
+        cdef const xc_error *last
+        if self._logbuf.used or self._logbuf.dropped:
+            self._drain_log()
+        if result >= 0:
+            return result
+        detail = b""
+        last = xc_get_last_error(self._xch)
+        if last != NULL and last.code != 0:
+            detail = <bytes>last.message
+        raise hypercall_error(call, saved, detail.decode("utf-8", "replace"))
+
+    cdef object _call(self, str name, domain_call function, object domid):
+        """Make a call that takes nothing but the domain."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = function(self._xch, c_domid)
+                saved = errno
+            self._done(name, result, saved)
+
+    cdef object _call_int(self, str name, domain_int_call function, object domid, int arg):
+        """Make a call that takes the domain and one number."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = function(self._xch, c_domid, arg)
+                saved = errno
+            self._done(name, result, saved)
+
+    def close(self):
+        """Close the handle; closing it again does nothing: ``xc_interface_close``."""
+        cdef xc_interface *xch
+        if self._lock is None or self._pid != getpid():
+            return
+        with self._lock:
+            xch = self._xch
+            self._xch = NULL
+            if xch != NULL:
+                with nogil:
+                    xc_interface_close(xch)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    @property
+    def closed(self):
+        """Whether the handle has been closed."""
+        return self._xch == NULL
+
+    def version(self):
+        """The running hypervisor's release as (major, minor): ``xc_version(XENVER_version)``."""
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = xc_version(self._xch, XENVER_version, NULL)
+                saved = errno
+            self._done("xc_version", result, saved)
+        return result >> 16, result & 0xffff
+
+    def domain_info(self, domid):
+        """What the hypervisor says of one domain; None when there is no such domain.
+
+        ``xc_domain_getinfolist``, whose answer may be the next domain and is compared.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef xc_domaininfo_t info
+        cdef int count = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                count = xc_domain_getinfolist(self._xch, c_domid, 1, &info)
+                saved = errno
+            self._done("xc_domain_getinfolist", count, saved)
+        if count == 0 or info.domain != c_domid:
+            return None
+        return _info(&info)
+
+    def domain_list(self):
+        """All domains, by rising domid: ``xc_domain_getinfolist``."""
+        cdef xc_domaininfo_t *chunk
+        cdef int count, saved, i
+        cdef uint32_t first = 0
+        cdef list domains = []
+        with self._guard():
+            self._begin()
+            chunk = <xc_domaininfo_t *>malloc(LIST_CHUNK * sizeof(xc_domaininfo_t))
+            if chunk == NULL:
+                raise MemoryError
+            try:
+                while True:
+                    with nogil:
+                        count = xc_domain_getinfolist(self._xch, first, LIST_CHUNK, chunk)
+                        saved = errno
+                    self._done("xc_domain_getinfolist", count, saved)
+                    for i in range(count):
+                        domains.append(_info(&chunk[i]))
+                    if count < LIST_CHUNK:
+                        return domains
+                    first = chunk[count - 1].domain + 1
+            finally:
+                free(chunk)
+
+    def pause(self, domid):
+        """Take the domain off the CPUs without its knowledge; counts: ``xc_domain_pause``."""
+        self._call("xc_domain_pause", xc_domain_pause, domid)
+
+    def unpause(self, domid):
+        """Undo one `pause`: ``xc_domain_unpause``."""
+        self._call("xc_domain_unpause", xc_domain_unpause, domid)
+
+    def shutdown(self, domid, reason):
+        """Shut the domain down with a ``SHUTDOWN_*`` reason: ``xc_domain_shutdown``.
+
+        The guest is not asked: its vCPUs stop where they are.
+        """
+        cdef int c_reason = <int>to_uint(reason, "a shutdown reason", 255)
+        self._call_int("xc_domain_shutdown", xc_domain_shutdown, domid, c_reason)
+
+    def resume(self, domid, bint cooperative):
+        """Let a suspended domain run on: ``xc_domain_resume``.
+
+        The caller must have seen that the domain is suspended: with `cooperative` False nobody else
+        looks, and a domain that was not suspended is damaged.
+
+        Args:
+            domid: which domain.
+            cooperative: True makes the guest's suspend hypercall return 1 ("cancelled"), False 0.
+        """
+        self._call_int("xc_domain_resume", xc_domain_resume, domid, cooperative)
+
+    def hvm_param_get(self, domid, param):
+        """The value of an ``HVM_PARAM_*`` of a PVH or HVM domain: ``xc_hvm_param_get``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_param = to_uint32(param, "param")
+        cdef uint64_t value = 0
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = xc_hvm_param_get(self._xch, c_domid, c_param, &value)
+                saved = errno
+            self._done("xc_hvm_param_get", result, saved)
+        return value
+
+    def hvm_param_set(self, domid, param, value):
+        """Set an ``HVM_PARAM_*`` of a PVH or HVM domain: ``xc_hvm_param_set``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_param = to_uint32(param, "param")
+        cdef uint64_t c_value = to_uint(value, "value", 0xffffffffffffffff)
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = xc_hvm_param_set(self._xch, c_domid, c_param, c_value)
+                saved = errno
+            self._done("xc_hvm_param_set", result, saved)
+
+    def evtchn_alloc_unbound(self, domid, remote_domid):
+        """Allocate an event channel in `domid` for `remote_domid` to bind; returns the port.
+
+        ``xc_evtchn_alloc_unbound``.
+        """
+        cdef uint32_t c_domid = to_domid(domid), c_remote = to_domid(remote_domid)
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = xc_evtchn_alloc_unbound(self._xch, c_domid, c_remote)
+                saved = errno
+            self._done("xc_evtchn_alloc_unbound", result, saved)
+        return result
+
+    def evtchn_reset(self, domid):
+        """Close all event channels of a domain that is paused: ``xc_evtchn_reset``."""
+        self._call("xc_evtchn_reset", xc_evtchn_reset, domid)
+
+    def soft_reset(self, domid):
+        """Give a suspended PVH or HVM domain fresh ground: ``xc_domain_soft_reset``.
+
+        Event channels and vCPU info areas go, memory stays.  Xen *crashes* a PV domain on this.
+        """
+        self._call("xc_domain_soft_reset", xc_domain_soft_reset, domid)
+
+    def gnttab_seed(self, domid, bint is_hvm, console_gfn, xenstore_gfn, console_domid,
+                    xenstore_domid):
+        """Grant the console and xenstore pages to their backends: ``xc_dom_gnttab_seed``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_console = to_domid(console_domid), c_xenstore = to_domid(xenstore_domid)
+        cdef xen_pfn_t c_console_gfn = to_uint(console_gfn, "console_gfn", 0xffffffffffff)
+        cdef xen_pfn_t c_xenstore_gfn = to_uint(xenstore_gfn, "xenstore_gfn", 0xffffffffffff)
+        cdef int result = 0, saved = 0
+        with self._guard():
+            self._begin()
+            with nogil:
+                result = xc_dom_gnttab_seed(self._xch, c_domid, is_hvm, c_console_gfn,
+                                            c_xenstore_gfn, c_console, c_xenstore)
+                saved = errno
+            self._done("xc_dom_gnttab_seed", result, saved)

@@ -1,0 +1,418 @@
+# cython: freethreading_compatible=False
+"""libxenstore: a connection to xenstored.
+
+Every method makes its C call without the GIL and under the handle's own lock.  A failed request
+becomes a :class:`xenpm.StoreError` (:class:`xenpm.NoSuchNode`, :class:`xenpm.TransactionConflict`,
+:class:`xenpm.QuotaExceeded`) or :class:`xenpm.NotPermitted` with the function's name and the error
+number.  Values are bytes; paths are str, limited as in Xen's docs/misc/xenstore.txt.
+
+libxenstore has no deadline for a request: a xenstored that hangs, hangs its callers.  From the
+first watch on, libxenstore keeps a thread of its own per connection that reads from the socket.
+"""
+
+import errno as _errno
+import threading
+
+cimport cython
+from libc.errno cimport errno
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport free, malloc
+from posix.unistd cimport getpid
+
+from xenpm._ext.checks cimport *
+from xenpm._ext.c_xenstore cimport *
+
+from xenpm.errors import NotPermitted, StoreError, store_error
+from xenpm.types import Permission
+
+__all__ = ["Xenstore"]
+
+cdef enum:
+    MOST_PERMISSIONS = 512  # more would not fit into one request anyway
+
+
+cdef bytes _encode(object text, str what):
+    """A path or token as C takes it."""
+    if not isinstance(text, str):
+        raise TypeError(f"a xenstore {what} must be a str, not {type(text).__name__}")
+    encoded = text.encode("utf-8", "surrogateescape")
+    if not encoded or b"\0" in encoded:
+        raise ValueError(f"a xenstore {what} must not be empty or contain NUL: {text!r}")
+    if len(encoded) > XENSTORE_ABS_PATH_MAX:
+        raise ValueError(
+            f"a xenstore {what} has at most {XENSTORE_ABS_PATH_MAX} bytes, not {len(encoded)}"
+        )
+    return encoded
+
+
+cdef str _decode(const char *text):
+    return (<bytes>text).decode("utf-8", "surrogateescape")
+
+
+@cython.final
+cdef class Xenstore:
+    """A connection to xenstored: ``xs_open``.
+
+    Raises:
+        StoreError: xenstored is not running here.
+        NotPermitted: the caller is not root.
+    """
+
+    cdef xs_handle *_xs
+    cdef int _pid
+    cdef object _lock
+
+    def __cinit__(self):
+        self._xs = NULL
+        self._pid = 0
+
+    def __init__(self):
+        cdef int saved = 0
+        cdef xs_handle *xs
+        if self._lock is not None:
+            raise RuntimeError("Xenstore.__init__ called twice")
+        self._lock = threading.Lock()
+        self._pid = getpid()
+        with nogil:
+            # Without the filter, events of a watch that is gone could reach its successor.
+            xs = xs_open(XS_UNWATCH_FILTER)
+            saved = errno
+        if xs == NULL:
+            permission = saved in (_errno.EPERM, _errno.EACCES)
+            raise (NotPermitted if permission else StoreError)("xs_open", saved)
+        self._xs = xs
+
+    def __dealloc__(self):
+        if self._xs == NULL:
+            return
+        if self._pid == getpid():
+            with nogil:
+                xs_close(self._xs)
+        else:
+            xs_daemon_destroy_postfork(self._xs)
+
+    cdef object _guard(self):
+        """The handle's lock, unless the handle belongs to the parent process."""
+        if self._lock is None:
+            raise ValueError("this handle was never opened")
+        if self._pid != getpid():
+            raise RuntimeError(
+                f"this Xenstore handle was opened by process {self._pid}; "
+                "a forked child must open its own"
+            )
+        return self._lock
+
+    cdef int _open(self) except -1:
+        """Refuse a closed handle; the caller holds the lock."""
+        if self._xs == NULL:
+            raise ValueError("this Xenstore handle is closed")
+        return 0
+
+    def close(self):
+        """Close the connection; closing it again does nothing: ``xs_close``.
+
+        Open transactions are aborted and watches removed by xenstored.
+        """
+        cdef xs_handle *xs
+        if self._lock is None or self._pid != getpid():
+            return
+        with self._lock:
+            xs = self._xs
+            self._xs = NULL
+            if xs != NULL:
+                with nogil:
+                    xs_close(xs)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    @property
+    def closed(self):
+        """Whether the connection has been closed."""
+        return self._xs == NULL
+
+    def fileno(self):
+        """The descriptor that is readable while watch events wait: ``xs_fileno``."""
+        cdef int fd = -1, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                fd = xs_fileno(self._xs)
+                saved = errno
+        if fd < 0:
+            raise store_error("xs_fileno", saved)
+        return fd
+
+    def read(self, path, transaction=0):
+        """The value of a node: ``xs_read``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef unsigned int length = 0
+        cdef void *value = NULL
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                value = xs_read(self._xs, c_transaction, c_path, &length)
+                saved = errno
+        if value == NULL:
+            raise store_error("xs_read", saved, path)
+        try:
+            return <bytes>(<char *>value)[:length]
+        finally:
+            free(value)
+
+    def write(self, path, bytes value not None, transaction=0):
+        """Set the value of a node, made with its parents when not there: ``xs_write``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef const char *c_value = value
+        cdef unsigned int length
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, saved = 0
+        if len(value) + len(encoded) + 1 > XENSTORE_PAYLOAD_MAX:
+            raise ValueError(
+                f"a xenstore path and its value have at most {XENSTORE_PAYLOAD_MAX} bytes "
+                f"together, not {len(value) + len(encoded) + 1}"
+            )
+        length = <unsigned int>len(value)
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_write(self._xs, c_transaction, c_path, c_value, length)
+                saved = errno
+        if not ok:
+            raise store_error("xs_write", saved, path)
+
+    def mkdir(self, path, transaction=0):
+        """Make an empty node, unless it is there: ``xs_mkdir``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_mkdir(self._xs, c_transaction, c_path)
+                saved = errno
+        if not ok:
+            raise store_error("xs_mkdir", saved, path)
+
+    def remove(self, path, transaction=0):
+        """Remove a node and everything below it: ``xs_rm``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_rm(self._xs, c_transaction, c_path)
+                saved = errno
+        if not ok:
+            raise store_error("xs_rm", saved, path)
+
+    def list(self, path, transaction=0):
+        """The names of a node's children: ``xs_directory``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef unsigned int count = 0, i
+        cdef char **names = NULL
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                names = xs_directory(self._xs, c_transaction, c_path, &count)
+                saved = errno
+        if names == NULL:
+            raise store_error("xs_directory", saved, path)
+        try:
+            return [_decode(names[i]) for i in range(count)]
+        finally:
+            free(names)
+
+    def get_permissions(self, path, transaction=0):
+        """Who may read and write a node; the owner first: ``xs_get_permissions``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef unsigned int count = 0, i
+        cdef xs_permissions *perms = NULL
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                perms = xs_get_permissions(self._xs, c_transaction, c_path, &count)
+                saved = errno
+        if perms == NULL:
+            raise store_error("xs_get_permissions", saved, path)
+        try:
+            return [
+                Permission(
+                    perms[i].id,
+                    (perms[i].perms & XS_PERM_READ) != 0,
+                    (perms[i].perms & XS_PERM_WRITE) != 0,
+                )
+                for i in range(count)
+            ]
+        finally:
+            free(perms)
+
+    def set_permissions(self, path, permissions, transaction=0):
+        """Set who may read and write a node, the owner first: ``xs_set_permissions``."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef list entries = [Permission(*entry) for entry in permissions]
+        cdef unsigned int count = <unsigned int>len(entries), i
+        cdef xs_permissions *perms = NULL
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, saved = 0
+        if count == 0:
+            raise ValueError("a node's permissions begin with its owner: at least one is needed")
+        if count > MOST_PERMISSIONS:  # libxenstore puts them all on the stack
+            raise ValueError(f"a node has at most {MOST_PERMISSIONS} permissions, not {count}")
+        perms = <xs_permissions *>malloc(count * sizeof(xs_permissions))
+        if perms == NULL:
+            raise MemoryError
+        try:
+            for i in range(count):
+                entry = entries[i]
+                perms[i].id = to_domid(entry.domid)
+                perms[i].perms = ((XS_PERM_READ if entry.read else 0)
+                                  | (XS_PERM_WRITE if entry.write else 0))
+            with self._guard():
+                self._open()
+                with nogil:
+                    ok = xs_set_permissions(self._xs, c_transaction, c_path, perms, count)
+                    saved = errno
+        finally:
+            free(perms)
+        if not ok:
+            raise store_error("xs_set_permissions", saved, path)
+
+    def transaction_start(self):
+        """Begin a transaction; returns what the other methods take: ``xs_transaction_start``."""
+        cdef uint32_t transaction = XBT_NULL
+        cdef int saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                transaction = xs_transaction_start(self._xs)
+                saved = errno
+        if transaction == XBT_NULL:
+            raise store_error("xs_transaction_start", saved)
+        return transaction
+
+    def transaction_end(self, transaction, bint abort=False):
+        """Commit or abort a transaction: ``xs_transaction_end``.
+
+        Raises:
+            TransactionConflict: somebody changed meanwhile what it had read; nothing was written.
+        """
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_transaction_end(self._xs, c_transaction, abort)
+                saved = errno
+        if not ok:
+            raise store_error("xs_transaction_end", saved)
+
+    def watch(self, path, token):
+        """Report changes at and below a node, beginning with one report at once: ``xs_watch``."""
+        cdef bytes encoded = _encode(path, "path"), encoded_token = _encode(token, "token")
+        cdef const char *c_path = encoded
+        cdef const char *c_token = encoded_token
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_watch(self._xs, c_path, c_token)
+                saved = errno
+        if not ok:
+            raise store_error("xs_watch", saved, path)
+
+    def unwatch(self, path, token):
+        """Undo a `watch`; its waiting events are dropped: ``xs_unwatch``."""
+        cdef bytes encoded = _encode(path, "path"), encoded_token = _encode(token, "token")
+        cdef const char *c_path = encoded
+        cdef const char *c_token = encoded_token
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_unwatch(self._xs, c_path, c_token)
+                saved = errno
+        if not ok:
+            raise store_error("xs_unwatch", saved, path)
+
+    def check_watch(self):
+        """The next waiting watch event as (path, token), or None; never waits.
+
+        ``xs_check_watch``.
+        """
+        cdef char **event = NULL
+        cdef int saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                event = xs_check_watch(self._xs)
+                saved = errno
+        if event == NULL:
+            if saved == _errno.EAGAIN:
+                return None
+            raise store_error("xs_check_watch", saved)
+        try:
+            return _decode(event[<int>XS_WATCH_PATH]), _decode(event[<int>XS_WATCH_TOKEN])
+        finally:
+            free(event)
+
+    def introduce_domain(self, domid, gfn, port):
+        """Tell xenstored of a domain's ring and event channel: ``xs_introduce_domain``.
+
+        For a domain that it knows, the C xenstored drops the guest's watches and transactions.
+        """
+        cdef unsigned int c_domid = to_domid(domid)
+        cdef unsigned long c_gfn = to_uint(gfn, "gfn", 0xffffffffffff)
+        cdef uint32_t c_port = to_uint32(port, "port")
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_introduce_domain(self._xs, c_domid, c_gfn, c_port)
+                saved = errno
+        if not ok:
+            raise store_error("xs_introduce_domain", saved, f"domain {domid}")
+
+    def release_domain(self, domid):
+        """Tell xenstored that a domain is gone: ``xs_release_domain``."""
+        cdef unsigned int c_domid = to_domid(domid)
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_release_domain(self._xs, c_domid)
+                saved = errno
+        if not ok:
+            raise store_error("xs_release_domain", saved, f"domain {domid}")
+
+    def resume_domain(self, domid):
+        """Tell xenstored that a domain that had shut down runs again: ``xs_resume_domain``.
+
+        Without it the domain's next shutdown fires no ``@releaseDomain``.
+        """
+        cdef unsigned int c_domid = to_domid(domid)
+        cdef int ok = 0, saved = 0
+        with self._guard():
+            self._open()
+            with nogil:
+                ok = xs_resume_domain(self._xs, c_domid)
+                saved = errno
+        if not ok:
+            raise store_error("xs_resume_domain", saved, f"domain {domid}")

@@ -1,0 +1,249 @@
+"""The command line: ``python -m xenpm list | suspend -L DOMAIN... | resume DOMAIN...``.
+
+Exit codes: 0 all done; 1 a domain could not be suspended or resumed; 2 wrong usage; 3 no Xen host
+here, or not root; 4 no such domain, nothing was touched; 130, 143 and 129 interrupted by Ctrl-C,
+SIGTERM and SIGHUP, and guests that could not be put back are named on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import __version__
+from .connection import timeout_ns
+from .domain import DEFAULT_LATE_TIMEOUT, DEFAULT_TIMEOUT, Domain
+from .errors import (
+    LibraryMismatch,
+    NoSuchDomain,
+    NotPermitted,
+    NotXenHost,
+    SuspendError,
+    SuspendInterrupted,
+    SuspendNotCompleted,
+    XenError,
+)
+from .host import Host
+from .types import Resumption, Suspension
+
+EXIT_FAILED = 1
+EXIT_NO_HOST = 3
+EXIT_NO_DOMAIN = 4
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m xenpm",
+        description="Power management of Xen guests: light suspend, resume in place.",
+        epilog="Exit codes: 0 done, 1 a domain failed, 2 wrong usage, 3 no Xen host or not root, "
+        "4 no such domain, 130/143/129 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"xenpm {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what Xen's libraries say")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON instead of text")
+    domains = argparse.ArgumentParser(add_help=False)
+    domains.add_argument(
+        "domains", nargs="+", type=_reference, metavar="DOMAIN", help="domid, name or UUID"
+    )
+
+    listing = verbs.add_parser("list", parents=[common], help="show the domains of this host")
+    listing.set_defaults(run=_list)
+
+    suspend = verbs.add_parser(
+        "suspend", parents=[common, domains], help="have guests suspend themselves"
+    )
+    suspend.add_argument(
+        "-L",
+        "--lightweight",
+        action="store_true",
+        required=True,
+        help="leave their memory in place (the only way so far, so it must be given)",
+    )
+    suspend.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="how long each guest has (default: %(default)g)",
+    )
+    suspend.add_argument(
+        "--late-timeout",
+        type=_timeout,
+        default=DEFAULT_LATE_TIMEOUT,
+        metavar="SECONDS",
+        help="how long to watch over one that took the request and missed that "
+        "(default: %(default)g); it is resumed if it suspends late",
+    )
+    suspend.set_defaults(run=_suspend)
+
+    resume = verbs.add_parser(
+        "resume", parents=[common, domains], help="let suspended guests continue"
+    )
+    resume.set_defaults(run=_resume)
+    return parser
+
+
+def _reference(text: str) -> str:
+    """A domain named on the command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("a domain's name must not be empty")
+    return text
+
+
+def _timeout(text: str) -> float:
+    """A timeout given on the command line."""
+    try:
+        seconds = float(text)
+        timeout_ns(seconds, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    if options.verbose:
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    # With a handler that raises, these put everything back like Ctrl-C does.
+    before = {
+        signum: signal.signal(signum, _terminate)
+        for signum in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(signum) is signal.SIG_DFL  # nohup ignores SIGHUP, and so do we
+    }
+    try:
+        with Host() as host:
+            code = int(options.run(host, options))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more; Python would complain again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except NoSuchDomain as error:
+        return _complain(error, EXIT_NO_DOMAIN)
+    except (NotXenHost, NotPermitted, LibraryMismatch) as error:
+        return _complain(error, EXIT_NO_HOST)
+    except XenError as error:
+        return _complain(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 128 + signal.SIGINT)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    return code
+
+
+def _terminate(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _complain(problem: object, code: int) -> int:
+    sys.stderr.write(f"xenpm: {problem}\n")  # standard error escapes what it cannot show
+    return code
+
+
+def _print(text: str) -> None:
+    """Print also the names that this terminal cannot show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def _list(host: Host, options: argparse.Namespace) -> int:
+    rows: list[dict[str, Any]] = []
+    for domain in host.domains():
+        try:
+            info = domain.info
+        except NoSuchDomain:  # destroyed since the list was made
+            continue
+        rows.append(
+            {
+                "domid": domain.domid,
+                "name": domain.name,
+                "uuid": str(domain.uuid),
+                "type": info.type.value,
+                "vcpus": info.vcpus_online,
+                "memory_kib": info.memory_kib,
+                "state": info.state.value,
+                "shutdown_reason": info.shutdown_reason and info.shutdown_reason.name.lower(),
+            }
+        )
+    if options.json:
+        _print(json.dumps(rows, indent=2))
+        return 0
+    table: list[tuple[str, ...]] = [("DOMID", "NAME", "TYPE", "VCPUS", "MEMORY", "STATE")]
+    for row in rows:
+        memory = f"{row['memory_kib'] // 1024} MiB"
+        table.append(
+            (str(row["domid"]), row["name"], row["type"], str(row["vcpus"]), memory, row["state"])
+        )
+    _table(table, right={0, 3, 4})
+    return 0
+
+
+def _table(rows: list[tuple[str, ...]], right: set[int]) -> None:
+    """Print rows as columns; those whose numbers are in `right` are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        _print("  ".join(cells).rstrip())
+
+
+def _suspend(host: Host, options: argparse.Namespace) -> int:
+    domains = _chosen(host, options.domains)
+    outcomes = host.suspend_each(
+        domains, timeout=options.timeout, late_timeout=options.late_timeout
+    )
+    return _report(outcomes, options.json, "suspended")
+
+
+def _resume(host: Host, options: argparse.Namespace) -> int:
+    return _report(host.resume_each(_chosen(host, options.domains)), options.json, "resumed")
+
+
+def _chosen(host: Host, references: list[str]) -> list[Domain]:
+    """The domains meant, each once; looked up before anything is touched."""
+    return list(dict.fromkeys(host.domain(reference) for reference in references))
+
+
+def _report(
+    outcomes: Mapping[Domain, Suspension | Resumption | XenError], as_json: bool, done: str
+) -> int:
+    failed = False
+    rows: list[dict[str, Any]] = []
+    for domain, outcome in outcomes.items():
+        if isinstance(outcome, XenError):
+            failed = True
+            row: dict[str, Any] = {
+                "domain": {"domid": domain.domid, "name": domain.name, "uuid": str(domain.uuid)},
+                "ok": False,
+                "error": type(outcome).__name__,
+                "message": str(outcome),
+            }
+            if isinstance(outcome, SuspendError):
+                row.update(phase=outcome.phase.value, elapsed=outcome.elapsed)
+            if isinstance(outcome, SuspendNotCompleted):
+                row["resumed_late"] = outcome.resumed_late
+            if isinstance(outcome, SuspendInterrupted):
+                row["reason"] = outcome.reason and outcome.reason.name.lower()
+            if not as_json:
+                _complain(outcome, EXIT_FAILED)
+        else:
+            row = {"ok": True, **outcome.to_dict()}
+            if not as_json:
+                _print(f"{domain.ref}: {done} in {outcome.total_ns / 1e6:.1f} ms")
+        rows.append(row)
+    if as_json:
+        _print(json.dumps(rows, indent=2))
+    return EXIT_FAILED if failed else 0

@@ -1,0 +1,164 @@
+"""One process's connection to Xen: ports, engine, and finding domains."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any, Callable, TypeVar, Union
+from uuid import UUID
+
+from . import protocol
+from .engine import Engine, Task, run
+from .errors import NoSuchDomain, NoSuchNode
+from .ports import Ports
+from .protocol import Machine
+from .system import open_ports
+from .types import DomainInfo, DomainRef, Result, Resumption, Suspension
+
+__all__ = ["Connection"]
+
+R = TypeVar("R", bound=Result)
+
+#: how a caller may name a domain
+Reference = Union[int, str, UUID, DomainRef]
+
+
+class Connection:
+    """Ports and the engine on them; for one thread at a time."""
+
+    def __init__(self, ports: Ports | None = None) -> None:
+        self.ports = open_ports() if ports is None else ports
+        self._engine = Engine(self.ports)
+        self._busy = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    @classmethod
+    def default(cls) -> Connection:
+        """This thread's own connection, opened when first needed."""
+        connection: Connection | None = getattr(_of_thread, "connection", None)
+        if connection is None or connection._closed or connection._pid != os.getpid():
+            connection = _of_thread.connection = cls()
+        return connection
+
+    def close(self) -> None:
+        """Close it; closing it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self.ports.close()
+
+    def suspend(
+        self, domains: Iterable[DomainRef], timeout: float, late_timeout: float
+    ) -> list[Task[Suspension]]:
+        """Suspend domains, all at once; undone when interrupted.  See `protocol.suspend`."""
+        timeout_, late = timeout_ns(timeout, "timeout"), timeout_ns(late_timeout, "late_timeout")
+        now = self.ports.poller.now_ns
+        return self._run(
+            [protocol.suspend(domain, now, timeout_, late) for domain in domains],
+            undo=lambda suspension: protocol.resume(suspension.domain, now),
+        )
+
+    def resume(self, domains: Iterable[DomainRef]) -> list[Task[Resumption]]:
+        """Resume domains.  See `protocol.resume`."""
+        now = self.ports.poller.now_ns
+        return self._run([protocol.resume(domain, now) for domain in domains])
+
+    def _check(self) -> None:
+        """Refuse a connection that is closed or belongs to the parent process."""
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"this connection to Xen was opened by process {self._pid}; "
+                "a forked child must open its own"
+            )
+        if self._closed:
+            raise ValueError("this connection to Xen is closed")
+
+    def _run(
+        self, machines: list[Machine[R]], undo: Callable[[R], Machine[Any]] | None = None
+    ) -> list[Task[R]]:
+        self._check()
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError(
+                "this connection to Xen is at work already: give each thread a Host of its own, "
+                "and do not call it from signal handlers"
+            )
+        try:
+            return run(self._engine, self.ports, machines, undo)
+        finally:
+            self._busy.release()
+
+    def domains(self) -> list[DomainRef]:
+        """All domains, by rising domid."""
+        self._check()
+        return [self._ref(info) for info in self.ports.hypervisor.domain_list()]
+
+    def find(self, reference: Reference) -> DomainRef:
+        """The domain that a domid, a name or a UUID means now."""
+        if isinstance(reference, DomainRef):
+            return reference
+        if isinstance(reference, bool) or not isinstance(reference, (int, str, UUID)):
+            raise TypeError(
+                "a domain is named by its domid (int), its name (str) or its UUID, "
+                f"not by {type(reference).__name__}"
+            )
+        self._check()
+        if isinstance(reference, int) and not 0 <= reference <= _LAST_DOMID:
+            raise ValueError(f"a domid is from 0 to {_LAST_DOMID}, not {reference}")
+        if reference == "":
+            raise ValueError("a domain's name must not be empty")
+        if isinstance(reference, str) and reference.isascii() and reference.isdigit():
+            reference = int(reference)  # as xl does
+        if isinstance(reference, int):
+            known = reference <= _LAST_DOMID
+            info = self.ports.hypervisor.domain_info(reference) if known else None
+            if info is None:
+                raise NoSuchDomain(f"there is no domain {reference}")
+            return self._ref(info)
+        infos = self.ports.hypervisor.domain_list()
+        uuid = reference if isinstance(reference, UUID) else _uuid(reference)
+        if uuid is not None:
+            found = [self._ref(info) for info in infos if info.handle == uuid.bytes]
+        else:
+            found = [ref for ref in map(self._ref, infos) if ref.name == reference]
+        if not found:
+            raise NoSuchDomain(f"there is no domain {str(reference)!r}")
+        if len(found) > 1:
+            raise NoSuchDomain(
+                f"several domains are called {str(reference)!r}: "
+                + ", ".join(str(ref.domid) for ref in found)
+                + "; name one by its domid"
+            )
+        return found[0]
+
+    def _ref(self, info: DomainInfo) -> DomainRef:
+        try:
+            name = self.ports.store.read(f"/local/domain/{info.domid}/name")
+        except NoSuchNode:  # being created, or gone meanwhile
+            name = b""
+        return DomainRef(info.domid, info.handle, name.decode("utf-8", "surrogateescape"))
+
+
+_LAST_DOMID = 0x7FEF  # DOMID_FIRST_RESERVED of public/xen.h, less one
+_of_thread = threading.local()
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text) if len(text) == 36 else None
+    except ValueError:
+        return None
+
+
+def timeout_ns(seconds: float, name: str) -> int:
+    """A timeout as the protocol takes it; refuses what is not a positive finite number."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    if not 0 < seconds <= _LONGEST:  # neither is a NaN
+        raise ValueError(
+            f"{name} must be more than 0 and at most {_LONGEST} seconds, not {seconds}"
+        )
+    return int(seconds * 1_000_000_000)
+
+
+_LONGEST = 86_400

@@ -1,0 +1,410 @@
+"""Drives any number of `xenpm.protocol` machines over one xenstore connection, in one thread.
+
+`Engine` performs actions and hands out events; it never waits.  `run` is the loop around it for
+callers that may block.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+from collections.abc import Iterable
+from types import FrameType
+from typing import Any, Callable, Generic, TypeVar, cast
+
+from .errors import (
+    CALL_ERRORS,
+    NoSuchDomain,
+    NoSuchNode,
+    SuspendCancelled,
+    SuspendNotAcknowledged,
+    TransactionConflict,
+)
+from .ports import Ports
+from .protocol import (
+    Action,
+    Cancelled,
+    GetInfo,
+    GetParam,
+    Lock,
+    Machine,
+    Read,
+    ResumeDomain,
+    ResumeStore,
+    Swap,
+    Wait,
+    Wake,
+    Watch,
+    identify,
+)
+from .types import DomainInfo, Permission, Phase, Result
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+_log = logging.getLogger("xenpm.engine")
+
+_DOMAINS = "@releaseDomain"  # fires when any domain shuts down or is destroyed
+_CONFLICTS = 100  # that many lost races for one node mean that something is wrong
+
+
+class DeferredSignals:
+    """Holds Python's signal handlers back, so that none raises in the middle of a conversation.
+
+    Only in the main thread, where Python runs them.
+
+    `deliver` runs the handlers of the signals that have come, at a moment of the caller's choosing;
+    whoever uses this raises `interruption` in the end.
+    """
+
+    _SIGNALS = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._arrived: list[tuple[int, FrameType | None]] = []
+        self.interruption: BaseException | None = None  # what the first handler to raise raised
+
+    def deliver(self) -> bool:
+        """Run the handlers of what has arrived; whether one raised this time."""
+        raised = False
+        while self._arrived:
+            signum, frame = self._arrived.pop(0)
+            try:
+                self._handlers[signum](signum, frame)
+            except BaseException as error:
+                raised = True
+                self.interruption = self.interruption or error
+        return raised
+
+    def _arrive(self, signum: int, frame: FrameType | None) -> None:
+        self._arrived.append((signum, frame))
+        self._wake()
+
+    def __enter__(self) -> DeferredSignals:
+        if threading.current_thread() is threading.main_thread():
+            try:
+                for signum in self._SIGNALS:
+                    handler = signal.getsignal(signum)
+                    if callable(handler):
+                        self._handlers[signum] = handler
+                        signal.signal(signum, self._arrive)
+            except BaseException:  # by a handler that is not held back yet
+                self._put_back()
+                raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._put_back()
+        self.deliver()
+
+    def _put_back(self) -> None:
+        while True:
+            try:
+                for signum, handler in self._handlers.items():
+                    signal.signal(signum, handler)
+            except BaseException as error:  # by a handler that is back already
+                self.interruption = self.interruption or error
+            else:
+                return
+
+
+class Task(Generic[T]):
+    """One machine under way in an engine."""
+
+    def __init__(self, machine: Machine[T], token: str) -> None:
+        self.machine = machine
+        self.token = token
+        self.wait: Wait | None = None  # set while the machine waits
+        self.done = False
+        self.error: Exception | None = None
+        self.watches: list[str] = []
+        self.locks: list[int] = []
+        self._result: T | None = None
+
+    def result(self) -> T:
+        """What the machine returned; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return cast(T, self._result)
+
+    def finish(self, result: T | None, error: Exception | None) -> None:
+        """The machine has ended."""
+        self.wait = None
+        self.done = True
+        self._result, self.error = result, error
+
+
+class Engine:
+    """Performs the machines' actions and hands xenstore's events out to those who wait."""
+
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
+        self._tasks: dict[str, Task[Any]] = {}  # by token; those under way
+        self._numbers = 0
+        self._watching = False
+        self._perform: dict[type, Callable[[Task[Any], Any], Any]] = {
+            Lock: self._lock,
+            GetInfo: lambda _, action: ports.hypervisor.domain_info(action.domid),
+            GetParam: lambda _, action: ports.hypervisor.hvm_param_get(*action),
+            Read: lambda _, action: self._read(action.path),
+            Swap: lambda _, action: self._swap(action),
+            Watch: self._watch,
+            ResumeDomain: lambda _, action: ports.hypervisor.resume(*action),
+            ResumeStore: lambda _, action: ports.store.resume_domain(action.domid),
+        }
+
+    @property
+    def idle(self) -> bool:
+        """Whether no machine is under way."""
+        return not self._tasks
+
+    @property
+    def next_deadline_ns(self) -> int:
+        """When the first of the waiting machines is to be woken at the latest."""
+        return min(task.wait.until_ns for task in self._tasks.values() if task.wait is not None)
+
+    def start(self, machine: Machine[T]) -> Task[T]:
+        """Run a machine up to its first wait."""
+        self._numbers += 1
+        task = Task(machine, f"xenpm/{self._numbers}")
+        self._tasks[task.token] = task
+        self._advance(task)
+        return task
+
+    def cancel(self, task: Task[Any]) -> None:
+        """Tell a machine that its result is not wanted any more; it goes on until it is safe."""
+        if task.wait is not None:
+            self._advance(task, error=Cancelled())
+
+    def abandon(self) -> None:
+        """Drop all machines where they are: the caller insists."""
+        for task in list(self._tasks.values()):
+            task.machine.close()
+            self._finish(task, None, Cancelled())
+
+    def dispatch(self) -> None:
+        """Hand out all events that have come and all deadlines that have passed; never waits."""
+        stores: set[str] = set()
+        domains: dict[int, DomainInfo] | None = None
+        try:
+            while (event := self._ports.store.check_watch()) is not None:
+                stores.add(event[1])
+            if _DOMAINS in stores:
+                # One hypercall serves all machines, however many wait.
+                infos = self._ports.hypervisor.domain_list()
+                domains = {info.domid: info for info in infos}
+        except CALL_ERRORS as error:
+            for task in list(self._tasks.values()):
+                self._advance(task, error=error)
+            return
+        now = self._ports.poller.now_ns()
+        for task in list(self._tasks.values()):
+            if task.wait is None:
+                continue
+            wake = Wake(store=task.token in stores, timed_out=now >= task.wait.until_ns)
+            if domains is not None:
+                domain = task.wait.domain
+                info = identify(domain, domains.get(domain.domid))
+                if info is None or info.shutdown or info.dying:
+                    wake = wake._replace(domain=True, info=info)
+            if wake.store or wake.domain or wake.timed_out:
+                self._advance(task, wake)
+
+    def _advance(
+        self, task: Task[Any], value: object = None, error: Exception | None = None
+    ) -> None:
+        """Send a machine what it waits for, and perform what it asks until it waits again."""
+        task.wait = None
+        while True:
+            action: Action
+            try:
+                action = task.machine.send(value) if error is None else task.machine.throw(error)
+            except StopIteration as stop:
+                self._finish(task, stop.value, None)
+                return
+            except Exception as failure:
+                self._finish(task, None, failure)
+                return
+            value = error = None
+            try:
+                if isinstance(action, Wait):
+                    self._watch_domains()
+                    task.wait = action
+                    return
+                value = self._perform[type(action)](task, action)
+            except Exception as failure:
+                error = failure
+
+    def _finish(self, task: Task[Any], result: object, error: Exception | None) -> None:
+        task.finish(result, error)
+        del self._tasks[task.token]
+        try:
+            for path in task.watches:
+                self._ports.store.unwatch(path, task.token)
+            if self._watching and not self._tasks:
+                self._ports.store.unwatch(_DOMAINS, _DOMAINS)
+                self._watching = False
+        except CALL_ERRORS as failure:
+            # The outcome stands; a connection that cannot unwatch fails its next request anyway.
+            _log.warning("could not remove a watch: %s", failure)
+        for domid in task.locks:
+            self._ports.locks.release(domid)
+
+    def _watch_domains(self) -> None:
+        if not self._watching:
+            self._ports.store.watch(_DOMAINS, _DOMAINS)
+            self._watching = True
+
+    def _lock(self, task: Task[Any], action: Lock) -> bool:
+        # The file's locks exclude other engines only, not this one's own machines.
+        if any(action.domid in other.locks for other in self._tasks.values()):
+            return False
+        if not self._ports.locks.acquire(action.domid):
+            return False
+        task.locks.append(action.domid)
+        return True
+
+    def _watch(self, task: Task[Any], action: Watch) -> None:
+        self._ports.store.watch(action.path, task.token)
+        task.watches.append(action.path)
+
+    def _read(self, path: str, transaction: int = 0) -> bytes | None:
+        try:
+            return self._ports.store.read(path, transaction)
+        except NoSuchNode:
+            return None
+
+    def _swap(self, action: Swap) -> bytes | None:
+        store = self._ports.store
+        for _ in range(_CONFLICTS):
+            transaction = store.transaction_start()
+            try:
+                found = self._read(action.path, transaction)
+                swap = found in action.expected
+                if swap and found is None:
+                    # A domain that is being destroyed must not get its nodes back.
+                    swap = self._read(action.home, transaction) is not None
+                if swap:
+                    store.write(action.path, action.value, transaction)
+                if swap and found is None:
+                    owner = Permission(action.owner, read=False, write=False)
+                    store.set_permissions(action.path, [owner], transaction)
+            except BaseException:
+                store.transaction_end(transaction, abort=True)
+                raise
+            try:
+                store.transaction_end(transaction, abort=not swap)
+            except TransactionConflict:
+                continue
+            return found
+        raise TransactionConflict(
+            "xs_transaction_end", errno.EAGAIN, f"{action.path} changed {_CONFLICTS} times under us"
+        )
+
+
+def run(
+    engine: Engine,
+    ports: Ports,
+    machines: Iterable[Machine[R]],
+    undo: Callable[[R], Machine[Any]] | None = None,
+) -> list[Task[R]]:
+    """Run machines to their ends, all at once, blocking.
+
+    A signal whose handler raises (Ctrl-C) cancels them all; once they are safe, what had succeeded
+    is undone and the handler's exception raised.  A second one abandons them where they are.
+
+    Args:
+        engine: an idle engine.
+        ports: what the engine stands on.
+        machines: what to run.
+        undo: makes of a result the machine that undoes it.
+
+    Returns:
+        One finished task per machine, in the same order.
+    """
+    tasks: list[Task[R]] = []
+    interruption: BaseException | None = None
+    undone = False
+    signals = DeferredSignals(ports.poller.wake)
+    try:
+        with signals:
+            try:
+                for machine in machines:
+                    if signals.deliver():
+                        break
+                    tasks.append(engine.start(machine))
+                _drive(engine, ports, tasks, signals)
+            except BaseException as error:  # raised again below, once all is undone
+                interruption = error
+                _drive(engine, ports, tasks, signals, cancel=True)
+            interruption = interruption or signals.interruption
+            if interruption is not None:
+                _undo(engine, ports, tasks, undo, signals)
+                undone = True
+    except BaseException as error:  # while the handlers were put back, or a second failure
+        interruption = interruption or error
+    interruption = interruption or signals.interruption
+    if interruption is None:
+        return tasks
+    if not undone:
+        with DeferredSignals(ports.poller.wake) as again:
+            _undo(engine, ports, tasks, undo, again)
+    raise interruption
+
+
+def _undo(
+    engine: Engine,
+    ports: Ports,
+    tasks: list[Task[R]],
+    undo: Callable[[R], Machine[Any]] | None,
+    signals: DeferredSignals,
+) -> None:
+    """After an interruption: undo what had succeeded, and name what may not be safe."""
+    for task in tasks:
+        if not _is_safe(task.error):
+            _log.error("interrupted: %s", task.error)
+    if undo is None:
+        return
+    results = [task.result() for task in tasks if task.done and task.error is None]
+    undoing = [engine.start(undo(result)) for result in results]
+    _drive(engine, ports, undoing, signals)
+    for result, undone in zip(results, undoing):
+        if undone.error is not None:
+            _log.error("interrupted, %s not undone: %s", result.domain, undone.error)
+
+
+def _is_safe(error: Exception | None) -> bool:
+    """Whether a cancelled task's guest is surely running, so that silence about it is right."""
+    if isinstance(error, SuspendCancelled):
+        return error.phase is not Phase.ACKNOWLEDGED
+    return error is None or isinstance(error, (NoSuchDomain, SuspendNotAcknowledged))
+
+
+def _drive(
+    engine: Engine,
+    ports: Ports,
+    tasks: Iterable[Task[Any]],
+    signals: DeferredSignals,
+    *,
+    cancel: bool = False,
+) -> None:
+    """Wait and dispatch until all machines have ended; with `cancel` cancel them first."""
+    cancelled = False
+    while True:
+        again = signals.deliver()
+        if engine.idle:
+            return
+        if cancelled and again:
+            _log.warning("interrupted twice: guests that took the request may yet suspend")
+            engine.abandon()
+            return
+        if not cancelled and (cancel or signals.interruption is not None):
+            cancelled = True
+            for task in tasks:
+                engine.cancel(task)
+            continue
+        timeout_ns = engine.next_deadline_ns - ports.poller.now_ns()
+        ports.poller.wait(ports.store.fileno(), max(0, timeout_ns))
+        engine.dispatch()

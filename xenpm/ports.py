@@ -1,0 +1,90 @@
+"""What the machine must offer: the interfaces between the library and Xen.
+
+The compiled layer has them for a real host; a fake host has them for unit tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .types import DomainInfo, Permission
+
+__all__ = ["Hypervisor", "Locks", "Poller", "Ports", "Store"]
+
+
+class Hypervisor(Protocol):
+    """What `xenpm._ext.xenctrl.Xenctrl` does; see there for each method."""
+
+    def close(self) -> None: ...
+    def version(self) -> tuple[int, int]: ...
+    def domain_info(self, domid: int) -> DomainInfo | None: ...
+    def domain_list(self) -> list[DomainInfo]: ...
+    def pause(self, domid: int) -> None: ...
+    def unpause(self, domid: int) -> None: ...
+    def resume(self, domid: int, cooperative: bool) -> None: ...
+    def hvm_param_get(self, domid: int, param: int) -> int: ...
+
+
+class Store(Protocol):
+    """What `xenpm._ext.xenstore.Xenstore` does; see there for each method."""
+
+    def close(self) -> None: ...
+    def fileno(self) -> int: ...
+    def read(self, path: str, transaction: int = 0) -> bytes: ...
+    def write(self, path: str, value: bytes, transaction: int = 0) -> None: ...
+    def set_permissions(
+        self, path: str, permissions: list[Permission], transaction: int = 0
+    ) -> None: ...
+    def transaction_start(self) -> int: ...
+    def transaction_end(self, transaction: int, abort: bool = False) -> None: ...
+    def watch(self, path: str, token: str) -> None: ...
+    def unwatch(self, path: str, token: str) -> None: ...
+    def check_watch(self) -> tuple[str, str] | None: ...
+    def resume_domain(self, domid: int) -> None: ...
+
+
+class Locks(Protocol):
+    """One lock per domain, shared by all processes that use xenpm on this host."""
+
+    def acquire(self, domid: int) -> bool:
+        """Take the domain's lock; False when somebody else has it.  Never waits."""
+
+    def release(self, domid: int) -> None:
+        """Give the domain's lock back."""
+
+    def close(self) -> None:
+        """Give all locks back."""
+
+
+class Poller(Protocol):
+    """The clock, and waiting."""
+
+    def now_ns(self) -> int:
+        """A clock that only goes forward, in nanoseconds."""
+
+    def wait(self, fd: int, timeout_ns: int) -> None:
+        """Return once `fd` is readable, `wake` is called, or `timeout_ns` has passed."""
+
+    def wake(self) -> None:
+        """End the present or next `wait` at once; may be called from a signal handler."""
+
+    def close(self) -> None:
+        """Give back what the poller holds."""
+
+
+@dataclass
+class Ports:
+    """Everything that a `Host` stands on."""
+
+    hypervisor: Hypervisor
+    store: Store
+    locks: Locks
+    poller: Poller
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.store.close()
+        self.hypervisor.close()
+        self.locks.close()
+        self.poller.close()

@@ -1,0 +1,204 @@
+"""The real ports: Xen's libraries, a lock file, poll(2)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import time
+import weakref
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Callable, TypeVar
+
+from .errors import CALL_ERRORS, LibraryMismatch, NotPermitted, NotXenHost, XenError
+from .ports import Hypervisor, Ports
+
+__all__ = ["FileLocks", "SystemPoller", "open_ports", "versions"]
+
+T = TypeVar("T")
+
+_VERSION = ("major", "minor")
+_REBUILD = (
+    "install the libxen-dev of the Xen that runs here, and xenpm anew from its sources with "
+    "'pip install --force-reinstall --no-cache-dir'"
+)
+RUN_DIRECTORY = Path("/run/xenpm")
+
+
+class FileLocks:
+    """One byte of a file per domain, locked by open file description: the kernel frees them.
+
+    See fcntl(2), F_OFD_SETLK.  Two handles exclude each other also within one process.
+    """
+
+    def __init__(self, directory: Path = RUN_DIRECTORY) -> None:
+        self._fd = -1
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            raise NotPermitted("open", error.errno or errno.EACCES, str(directory)) from error
+        except OSError as error:
+            raise XenError(f"the lock file of xenpm cannot be made: {error}") from error
+        _OPEN_LOCKS.add(self)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _set(self, kind: int, domid: int) -> None:
+        # struct flock: type, whence, start, length, pid
+        flock = struct.pack("@hhqqi0q", kind, os.SEEK_SET, domid, 1, 0)
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, flock)
+
+    def acquire(self, domid: int) -> bool:
+        """Take the domain's lock; False when somebody else has it.  Never waits."""
+        try:
+            self._set(fcntl.F_WRLCK, domid)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def release(self, domid: int) -> None:
+        """Give the domain's lock back."""
+        self._set(fcntl.F_UNLCK, domid)
+
+    def close(self) -> None:
+        """Give all locks back."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+_OPEN_LOCKS: weakref.WeakSet[FileLocks] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked child lets go of its parent's locks, or they would outlive the parent."""
+    for locks in list(_OPEN_LOCKS):
+        locks.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class SystemPoller:
+    """The monotonic clock, and poll(2) with a pipe that ends it."""
+
+    def __init__(self) -> None:
+        self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def now_ns(self) -> int:
+        """A clock that only goes forward, in nanoseconds: CLOCK_MONOTONIC."""
+        return time.monotonic_ns()
+
+    def wait(self, fd: int, timeout_ns: int) -> None:
+        """Return once `fd` is readable, `wake` is called, or `timeout_ns` has passed."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(self._wake_in, select.POLLIN)
+        poll.poll(-(-timeout_ns // 1_000_000))  # milliseconds, rounded up: never too early
+        with suppress(BlockingIOError):  # nobody called wake()
+            os.read(self._wake_in, 4096)
+
+    def wake(self) -> None:
+        """End the present or next `wait` at once; may be called from a signal handler."""
+        with suppress(BlockingIOError):  # the pipe is full of wake-ups already
+            os.write(self._wake_out, b"\0")
+
+    def close(self) -> None:
+        """Close the pipe."""
+        if self._wake_in >= 0:
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+            self._wake_in = self._wake_out = -1
+
+
+def built_for() -> str | None:
+    """The Xen release that the extension modules were built for; None if they do not load."""
+    try:
+        from ._ext.xenctrl import BUILT_FOR
+    except ImportError:
+        return None
+    return BUILT_FOR
+
+
+def versions() -> dict[str, str | None]:
+    """What xenpm was built for and what runs here, for bug reports; never raises.
+
+    Returns:
+        ``built_for``: the Xen release of the libraries, None where they cannot be loaded;
+        ``running``: the hypervisor's release as the kernel tells it, None without a hypervisor.
+    """
+    try:
+        numbers = [Path(f"/sys/hypervisor/version/{part}").read_text() for part in _VERSION]
+        running: str | None = ".".join(number.strip() for number in numbers)
+    except OSError:
+        running = None
+    return {"built_for": built_for(), "running": running}
+
+
+def open_ports() -> Ports:
+    """Open this host's hypervisor and xenstore.
+
+    Raises:
+        LibraryMismatch: the extension modules are missing or built for another Xen release.
+        NotPermitted: not root.
+        NotXenHost: no hypervisor, no xenstored, or this is not dom0.
+    """
+    try:
+        from ._ext.xenctrl import Xenctrl
+        from ._ext.xenstore import Xenstore
+    except ModuleNotFoundError as error:
+        raise LibraryMismatch(
+            "xenpm was installed without its extension modules (XENPM_PURE=1, or an incomplete "
+            f"copy): {_REBUILD}"
+        ) from error
+    except ImportError as error:
+        raise LibraryMismatch(
+            f"the Xen libraries that xenpm was built for are not here ({error}): "
+            f"after an upgrade of Xen, {_REBUILD}"
+        ) from error
+    with ExitStack() as opened:
+        hypervisor = _open(
+            Xenctrl, "there is no hypervisor here, or this is not dom0: is the host booted on Xen?"
+        )
+        opened.callback(hypervisor.close)
+        _check_hypervisor(hypervisor)
+        store = _open(Xenstore, "xenstored does not answer: is it running?")
+        opened.callback(store.close)
+        locks = FileLocks()
+        opened.callback(locks.close)
+        poller = SystemPoller()
+        opened.pop_all()
+    return Ports(hypervisor, store, locks, poller)
+
+
+def _open(kind: Callable[[], T], advice: str) -> T:
+    """Open a handle; an error says what is missing."""
+    try:
+        return kind()
+    except NotPermitted as error:
+        raise NotPermitted(error.call, error.errno or 0, "it takes root in dom0") from error
+    except CALL_ERRORS as error:
+        raise NotXenHost(f"{advice} ({error})") from error
+
+
+def _check_hypervisor(hypervisor: Hypervisor) -> None:
+    """Refuse a hypervisor that these extension modules do not fit, and one that refuses us."""
+    running = "{}.{}".format(*hypervisor.version())
+    if running != built_for():
+        raise LibraryMismatch(
+            f"xenpm was built for Xen {built_for()}, and this host runs Xen {running}: {_REBUILD}"
+        )
+    try:
+        hypervisor.domain_info(0)
+    except NotPermitted as error:
+        raise NotXenHost(
+            f"this domain may not control others, so it is not dom0 ({error})"
+        ) from error
