@@ -1,0 +1,48 @@
+"""What the unit tests share."""
+
+from __future__ import annotations
+
+import faulthandler
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import Phase, settings
+
+import xenpm
+
+from .fake_xen import FakeXen
+
+settings.register_profile("quick", max_examples=150, deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "long",
+    max_examples=20_000,
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
+settings.load_profile("quick")
+
+
+def pytest_configure() -> None:
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
+
+
+def pytest_report_header() -> str:
+    return f"xenpm {xenpm.__version__} {xenpm.versions()}"
+
+
+@pytest.fixture
+def xen() -> Iterator[FakeXen]:
+    """A fake host; no test may harm one of its guests."""
+    xen = FakeXen()
+    yield xen
+    for guest in xen.guests.values():
+        assert not guest.corrupted, f"{guest.name}: {guest.corrupted}"
+
+
+@pytest.fixture
+def host(xen: FakeXen) -> Iterator[xenpm.Host]:
+    """A connection to the fake host."""
+    with xenpm.Host(ports=xen.ports()) as host:
+        yield host

@@ -1,0 +1,344 @@
+"""The command line, on the fake host."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+import xenpm
+from xenpm import cli
+
+from .checks import assert_nothing_left, assert_runs_on
+from .fake_xen import MS, SECOND, FakeXen
+
+
+@pytest.fixture(autouse=True)
+def _fake_host(xen: FakeXen, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "Host", lambda: xenpm.Host(ports=xen.ports()))
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(capsys: Capture, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and complaints of one command; no traceback ever."""
+    try:
+        code: Any = cli.main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    output, complaints = capsys.readouterr()
+    assert "Traceback" not in complaints
+    return code, output, complaints
+
+
+# -- list
+
+
+def test_list(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web1", vcpus=2, memory_kib=2 << 20)
+    xen.add_guest("a-long-name", type=xenpm.DomainType.HVM).suspend()
+    xen.add_guest("db").crash()
+    code, output, complaints = run(capsys, "list")
+    assert code == 0
+    assert complaints == ""
+    assert output.splitlines() == [
+        "DOMID  NAME         TYPE  VCPUS    MEMORY  STATE",
+        "    1  web1         pvh       2  2048 MiB  running",
+        "    2  a-long-name  hvm       1   256 MiB  suspended",
+        "    3  db           pvh       1   256 MiB  crashed",
+    ]
+
+
+def test_list_json(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web", memory_kib=1024)
+    web.suspend()
+    code, output, _ = run(capsys, "list", "--json")
+    assert code == 0
+    assert json.loads(output) == [
+        {
+            "domid": 1,
+            "name": "web",
+            "uuid": str(web.uuid),
+            "type": "pvh",
+            "vcpus": 1,
+            "memory_kib": 1024,
+            "state": "suspended",
+            "shutdown_reason": "suspend",
+        }
+    ]
+
+
+def test_list_of_nothing(capsys: Capture) -> None:
+    assert run(capsys, "list")[:2] == (0, "DOMID  NAME  TYPE  VCPUS  MEMORY  STATE\n")
+    assert run(capsys, "list", "--json")[:2] == (0, "[]\n")
+
+
+def test_list_while_one_goes(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web")
+    db = xen.add_guest("db")
+    xen.before("domain_info", db.destroy)
+    xen.before("domain_info", xen.settle)
+    code, output, _ = run(capsys, "list")
+    assert code == 0
+    assert "web" in output
+    assert "db" not in output
+
+
+def test_list_of_a_name_that_is_no_utf8(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest(os.fsdecode(b"caf\xe9"))
+    code, output, _ = run(capsys, "list")
+    assert code == 0
+    assert "caf" in output
+
+
+# -- suspend and resume
+
+
+def test_suspend_and_resume(xen: FakeXen, capsys: Capture) -> None:
+    web, db = xen.add_guest("web"), xen.add_guest("db", suspend_ns=99 * MS)
+    code, output, complaints = run(capsys, "suspend", "-L", "web", "2")
+    assert code == 0
+    assert output.splitlines() == [
+        "web (domain 1): suspended in 41.0 ms",
+        "db (domain 2): suspended in 100.0 ms",
+    ]
+    assert complaints == ""
+    assert web.suspended
+    assert db.suspended
+
+    code, output, complaints = run(capsys, "resume", str(web.uuid), "db")
+    assert code == 0
+    assert output.splitlines() == [
+        "web (domain 1): resumed in 0.0 ms",
+        "db (domain 2): resumed in 0.0 ms",
+    ]
+    assert complaints == ""
+    assert_runs_on(web)
+    assert_runs_on(db)
+
+
+def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web")
+    domain = {"domid": 1, "name": "web", "uuid": str(web.uuid)}
+    code, output, _ = run(capsys, "suspend", "--lightweight", "--json", "web")
+    assert code == 0
+    assert json.loads(output) == [
+        {
+            "ok": True,
+            "domain": domain,
+            "request_ns": 0,
+            "acknowledge_ns": 1 * MS,
+            "suspend_ns": 40 * MS,
+            "total_ns": 41 * MS,
+        }
+    ]
+    code, output, _ = run(capsys, "resume", "--json", "web")
+    assert code == 0
+    assert json.loads(output) == [
+        {"ok": True, "domain": domain, "cooperative": True, "total_ns": 0}
+    ]
+
+
+def test_some_fail(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web")
+    deaf = xen.add_guest("deaf", acknowledge_ns=None)
+    code, output, complaints = run(capsys, "suspend", "-L", "deaf", "web", "--timeout", "0.5")
+    assert code == 1
+    assert output == "web (domain 1): suspended in 41.0 ms\n"
+    assert re.fullmatch(
+        r"xenpm: deaf \(domain 2\): did not take the request .* within 0\.5 s; .*\n", complaints
+    )
+    assert web.suspended
+    assert deaf.running
+
+    code, output, complaints = run(capsys, "resume", "deaf", "web", "--json")
+    assert code == 1
+    assert complaints == ""
+    first, second = json.loads(output)
+    assert first == {
+        "ok": False,
+        "domain": {"domid": 2, "name": "deaf", "uuid": str(deaf.uuid)},
+        "error": "NotSuspended",
+        "message": "deaf (domain 2): is not suspended but running",
+    }
+    assert second["ok"] is True
+    assert web.running
+
+
+def test_failure_in_json_names_the_phase(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web", suspend_ns=None)
+    code, output, _ = run(
+        capsys, "suspend", "-L", "--json", "web", "--timeout=1", "--late-timeout=2"
+    )
+    assert code == 1
+    (row,) = json.loads(output)
+    assert (row["ok"], row["error"], row["phase"]) == (
+        False,
+        "SuspendNotCompleted",
+        "acknowledged",
+    )
+
+
+def test_named_twice_is_done_once(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web")
+    code, output, _ = run(capsys, "suspend", "-L", "web", "1", str(web.uuid))
+    assert code == 0
+    assert len(output.splitlines()) == 1
+
+
+def test_nobody_is_touched_when_one_is_not_there(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web")
+    for verb in (["suspend", "-L"], ["resume"]):
+        code, output, complaints = run(capsys, *verb, "web", "nobody")
+        assert (code, output) == (4, "")
+        assert complaints == "xenpm: there is no domain 'nobody'\n"
+    assert web.suspensions == 0
+    assert xen.calls["write"] == 0
+
+
+@pytest.mark.parametrize("reference", ["77", "99999", "-1", str(UUID(int=77))])
+def test_nobody(xen: FakeXen, capsys: Capture, reference: str) -> None:
+    xen.add_guest("web")
+    assert run(capsys, "resume", "--", reference)[0] == 4
+
+
+# -- wrong usage
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sleep"],
+        ["suspend", "web"],
+        ["suspend", "-L"],
+        ["resume"],
+        ["suspend", "-L", "web", "--timeout", "soon"],
+        ["suspend", "-L", "web", "--timeout", "0"],
+        ["suspend", "-L", "web", "--timeout=-1"],
+        ["suspend", "-L", "web", "--timeout", "nan"],
+        ["suspend", "-L", "web", "--late-timeout", "inf"],
+        ["list", "web"],
+        ["suspend", "-L", ""],
+    ],
+)
+def test_wrong_usage(xen: FakeXen, capsys: Capture, arguments: list[str]) -> None:
+    web = xen.add_guest("web")
+    code, output, complaints = run(capsys, *arguments)
+    assert code == 2
+    assert output == ""
+    assert complaints
+    assert web.suspensions == 0
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    code, output, _ = run(capsys, "--help")
+    assert code == 0
+    assert "suspend" in output
+    code, output, _ = run(capsys, "suspend", "--help")
+    assert code == 0
+    assert "--late-timeout" in output
+    assert run(capsys, "--version")[:2] == (0, f"xenpm {xenpm.__version__}\n")
+
+
+# -- no host
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        xenpm.NotXenHost("no hypervisor"),
+        xenpm.LibraryMismatch("built for another"),
+        xenpm.NotPermitted("xc_interface_open", errno.EACCES, "it takes root in dom0"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_host(capsys: Capture, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def host() -> xenpm.Host:
+        raise error
+
+    monkeypatch.setattr(cli, "Host", host)
+    code, output, complaints = run(capsys, "list")
+    assert (code, output) == (3, "")
+    assert complaints == f"xenpm: {error}\n"
+
+
+def test_failing_call(xen: FakeXen, capsys: Capture) -> None:
+    xen.fail("domain_list", errno.EIO)
+    code, _, complaints = run(capsys, "list")
+    assert code == 1
+    assert "xc_domain_getinfolist: Input/output error" in complaints
+
+
+# -- interruptions
+
+
+@pytest.fixture
+def _own_handlers() -> Any:
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("_own_handlers")
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(xen: FakeXen, capsys: Capture, signum: signal.Signals, exit_code: int) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    web, db = xen.add_guest("web"), xen.add_guest("db", suspend_ns=SECOND)
+    xen.after(500 * MS, lambda: signal.raise_signal(signum))
+    code, output, _ = run(capsys, "suspend", "-L", "web", "db")
+    assert code == exit_code
+    assert output == ""
+    for guest in (web, db):
+        assert (guest.suspensions, guest.resumptions) == (1, 1)
+        assert guest.running
+    assert_nothing_left(xen)
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+# -- as a program
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_module_runs() -> None:
+    done = python("-m", "xenpm", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"xenpm {xenpm.__version__}\n"
+
+
+def test_output_that_nobody_reads() -> None:
+    """As in ``python -m xenpm list | true``: no complaint."""
+    script = (
+        "import sys, xenpm, xenpm.cli as cli\n"
+        "from tests.unit.fake_xen import FakeXen\n"
+        "cli.Host = lambda: xenpm.Host(ports=FakeXen().ports())\n"
+        "sys.exit(cli.main(['list']))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+    assert done.stderr == ""
