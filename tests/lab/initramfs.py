@@ -1,0 +1,55 @@
+"""What lab guests boot: dom0's kernel with an initramfs of one worker program."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import cache, chroot, cpio
+from .image import Image
+
+WORKER = Path(__file__).parent / "guest" / "work.c"
+MODULES = ["xen-blkfront", "xen-netfront", "xen-pcifront", "e1000e", "9pnet_xen"]
+
+
+@dataclass(frozen=True)
+class Initramfs:
+    """A finished archive."""
+
+    path: Path
+
+    @property
+    def archive(self) -> Path:
+        """The archive itself."""
+        return self.path / "initramfs"
+
+    @property
+    def key(self) -> str:
+        """The hash that names it."""
+        return self.path.name.rpartition("-")[2]
+
+
+def initramfs(image: Image) -> Initramfs:
+    """The initramfs for the kernel of an image, built when the cache has none."""
+    key = cache.digest(image.key, MODULES, WORKER.read_bytes(), "recipe 2")
+    kind = f"guest-{image.release.name}"
+    return Initramfs(cache.entry(kind, key, lambda work: _build(image, work)))
+
+
+def _build(image: Image, work: Path) -> None:
+    shutil.copy(WORKER, work)
+    # The image has a compiler, so the outside needs none.
+    chroot.run(
+        image.root,
+        "gcc -static -O2 -Wall -Wextra -Werror -o /mnt/work /mnt/work.c && strip /mnt/work",
+        binds={work: "/mnt"},
+    )
+    archive = cpio.Archive()
+    for name in ("proc", "sys"):
+        archive.directory(name)
+    archive.file("init", (work / "work").read_bytes(), 0o755)
+    for name in ("sbin/poweroff", "sbin/reboot"):
+        archive.link(name, "/init")
+    cpio.add_modules(archive, image.modules, MODULES)
+    archive.write(work / "initramfs")
