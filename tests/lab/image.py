@@ -267,6 +267,10 @@ def _configure(root: Path, work: Path) -> None:
         link = root / "etc/systemd/system" / unit
         link.unlink(missing_ok=True)
         link.symlink_to("/dev/null")
+    # Made here, for not every way of copying a source tree keeps symbolic links.
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / "lab-net.service").symlink_to("../lab-net.service")
     # What of the outside mmdebstrap copied in has no meaning in the lab.
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     (root / "etc/machine-id").write_text("00000000000000000000000000000001\n")

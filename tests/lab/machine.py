@@ -288,26 +288,28 @@ class Machine:
         """Open the connection that all commands share once dom0 answers; set dom0's clock."""
         deadline = time.monotonic() + timeout
         master = [*self.ssh_command()[:-1], "-M", "-N", "-f", "root@127.0.0.1"]
+        complaints = self.directory / "ssh-connect.log"
         while True:
             left = max(1.0, deadline - time.monotonic())
             # No event says that sshd listens; a refused connection comes back at once.
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            # To a file, for the shared connection that stays would keep a pipe open.
+            with contextlib.suppress(subprocess.TimeoutExpired), complaints.open("w") as errors:
                 done = subprocess.run(
                     master,
                     cwd=self.directory,
                     timeout=left,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stderr=errors,
                     check=False,
                 )
                 if done.returncode == 0:
                     break
             self._check_alive()
             if time.monotonic() > deadline:
-                words = self.last_words()
                 raise LabError(
-                    f"dom0 did not answer in {timeout:.0f} s; Xen's last words:\n{words}"
+                    f"dom0 did not answer in {timeout:.0f} s; ssh said:\n"
+                    f"{complaints.read_text()}\nXen's last words:\n{self.last_words()}"
                 )
             time.sleep(0.25)
         self.ssh(f"date -s @{time.time():.3f} >/dev/null")
