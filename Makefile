@@ -25,13 +25,15 @@ demo: lab-build  ## suspend and resume real guests on a real Xen host, and show 
 	$(LAB) demo $(RELEASE)
 
 test: images lint unit docs  ## everything but soaks on Xen 4.17, the core on 4.14 and 4.20
-	$(LAB) test bookworm
-	$(LAB) test bullseye tests/xen/test_cycle.py --core
-	$(LAB) test trixie tests/xen/test_cycle.py tests/xen/test_bindings.py tests/xen/test_cli.py --core
+	$(LAB) test bookworm tests/lab/selftest tests/xen
+	$(BIN)/python -m pytest tests/host
+	$(LAB) test bullseye --core
+	$(LAB) test trixie --core
 	$(LAB) check-install $(RELEASES)
 
-test-all: venv lint unit docs  ## everything but soaks on all three releases
-	for release in $(RELEASES); do $(LAB) test $$release || exit 1; done
+test-all: images lint unit docs  ## everything but soaks on all three releases
+	for release in $(RELEASES); do $(LAB) test $$release tests/lab/selftest tests/xen || exit 1; done
+	$(BIN)/python -m pytest tests/host
 	$(LAB) check-install $(RELEASES)
 
 soak: venv  ## the long cycles, on all three releases

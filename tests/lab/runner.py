@@ -58,8 +58,11 @@ class Tally:
         return self.failed == 0 and not self.complaints and self.passed > 0
 
 
-def modules(paths: list[str]) -> list[Path]:
-    """The test modules that are named, relative to the repository; without names, tests/xen."""
+def modules(paths: list[str], mark: str = "") -> list[Path]:
+    """The test modules that are named, relative to the repository; without names, tests/xen.
+
+    With `mark` only those that have such tests, for a host is started for each.
+    """
     found: list[Path] = []
     for name in paths or ["tests/xen"]:
         path = Path(name.partition("::")[0]).resolve()
@@ -71,7 +74,11 @@ def modules(paths: list[str]) -> list[Path]:
         found += [module.relative_to(carry.ROOT) for module in inside]
     if not found:
         raise LabError(f"no test modules in {' '.join(paths) or 'tests/xen'}")
-    return list(dict.fromkeys(found))
+    return [
+        module
+        for module in dict.fromkeys(found)
+        if f"pytest.mark.{mark}" in (carry.ROOT / module).read_text()
+    ]
 
 
 def scene_of(module: Path) -> str:
@@ -93,11 +100,13 @@ class Module:
     targets: list[str]
 
 
-def test(release: str, paths: list[str], pytest_options: list[str], seconds: float) -> Tally:
-    """Run test modules on a release; what came out, also printed."""
+def play(
+    release: str, paths: list[str], pytest_options: list[str], seconds: float, mark: str = ""
+) -> Tally:
+    """Run test modules, or those of them that have the mark; what came out, also printed."""
     total = Tally()
     # All questions before the first machine: a module without a scene is found out at once.
-    plan = [Module(path, scene_of(path), _targets(path, paths)) for path in modules(paths)]
+    plan = [Module(path, scene_of(path), _targets(path, paths)) for path in modules(paths, mark)]
     carry.build(image(release_named(release)))
     for module in plan:
         total.add(_module(release, module, pytest_options, seconds))

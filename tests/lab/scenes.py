@@ -20,8 +20,8 @@ class Guest:
     """size of /dev/xvda, a loop device over a file in dom0; 0: none"""
     stallable: bool = False
     """put a device-mapper device NAME-disk between, so that `dmsetup suspend` can stall the disk"""
-    restarts: bool = True
-    """whether xl makes it anew when it reboots; not where a test does that itself"""
+    preserved: bool = False
+    """whether xl leaves it as it is when it has crashed, rebooted or powered off"""
     work: str = ""
     """what it does besides counting: io, xs (comma list)"""
 
@@ -52,8 +52,8 @@ class Guest:
             f"memory = {self.memory_mib}",
             f'extra = "{self.options}"',
         ]
-        if not self.restarts:
-            lines.append('on_reboot = "destroy"')
+        if self.preserved:
+            lines += [f'on_{end} = "preserve"' for end in ("crash", "reboot", "poweroff")]
         if self.disk_mib:
             lines.append(f'disk = ["phy:{self.disk},xvda,w"]')
         return "\n".join(lines) + "\n"
@@ -105,9 +105,9 @@ SCENES = {
             for number in range(1, 17)
         )),
         Scene("faults", (
-            Guest("victim-pv", restarts=False),
-            Guest("victim-pvh", "pvh", restarts=False),
-            Guest("stall", disk_mib=16, stallable=True, restarts=False),
+            Guest("victim-pv", preserved=True),
+            Guest("victim-pvh", "pvh", preserved=True),
+            Guest("stall", disk_mib=16, stallable=True, preserved=True),
             Guest("bystander"),
         )),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import subprocess
@@ -167,3 +168,23 @@ class RequestWatch(NodeWatch):
     def acknowledged(self) -> None:
         # both changes may have come before the first look
         self.wait(lambda value, changes: changes >= 2 and value == "", "not acknowledged")
+
+
+class Resources:
+    """What this process holds: open files, threads, memory."""
+
+    def __init__(self) -> None:
+        listed = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        self.descriptors = sorted(os.readlink(fd) for fd in listed if os.path.exists(fd))
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
+        self.threads = int(status["Threads"])
+        self.memory_kib = int(status["VmRSS"].split()[0])
+
+    def assert_as(self, before: Resources) -> None:
+        """Assert that nothing was leaked since `before`."""
+        assert self.descriptors == before.descriptors
+        assert self.threads == before.threads
+        # pages come and go with the allocator, but a leak of 64 bytes a cycle would show
+        assert self.memory_kib <= before.memory_kib + 256

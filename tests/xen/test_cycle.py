@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 import xenpm
 
-from .guest import Guest, run
+from .guest import Guest, Resources, run
 
 SCENE = "trio"
 GUESTS = {
@@ -116,30 +114,13 @@ def test_cycles_leave_guest_and_process_as_they_were(
     domain = xenpm.Domain(name)
     with subject.unharmed():
         _cycle(domain, 3)  # whatever is made on first use is there now
-        before = _resources()
+        before = Resources()
         _cycle(domain, cycles)
-        after = _resources()
-    assert (after.descriptors, after.threads) == (before.descriptors, before.threads)
-    # pages come and go with the allocator, but a leak of 64 bytes a cycle would show
-    assert after.memory_kib <= before.memory_kib + 256
+        after = Resources()
+    after.assert_as(before)
 
 
 def _cycle(domain: xenpm.Domain, times: int) -> None:
     for _ in range(times):
         domain.suspend()
         domain.resume()
-
-
-class _resources:  # noqa: N801
-    def __init__(self) -> None:
-        self.descriptors = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors())
-        status = dict(
-            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-        )
-        self.threads = int(status["Threads"])
-        self.memory_kib = int(status["VmRSS"].split()[0])
-
-
-def _descriptors() -> list[str]:
-    listed = os.listdir("/proc/self/fd")
-    return [fd for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")]

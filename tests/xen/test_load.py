@@ -11,10 +11,7 @@ from .guest import Guest
 SCENE = "load"
 
 
-@pytest.mark.parametrize(
-    "cycles",
-    [pytest.param(5, marks=pytest.mark.core), 50, pytest.param(500, marks=pytest.mark.soak)],
-)
+@pytest.mark.parametrize("cycles", [50, pytest.param(500, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("name", "report", "done"),
     [

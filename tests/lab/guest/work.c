@@ -1,13 +1,15 @@
 /* The only program of a lab guest: does work that shows harm, and tells dom0 about it.
  *
- * It is process 1, without a shell, for each exec costs in emulation; and it forks one process per job; what they count is in shared memory, so that
- * one process can publish all of it. The xenstore is spoken to in its wire protocol, on
- * /dev/xen/xenbus. If process 1 fails, the kernel panics, which is how dom0 is to see it.
+ * It is process 1, without a shell, for each exec costs in emulation. It forks one process per job;
+ * what they count is in shared memory, so that one process can publish all of it. The xenstore is
+ * spoken to in its wire protocol, on /dev/xen/xenbus. If process 1 fails, the kernel panics, which
+ * is how dom0 is to see it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -29,11 +31,11 @@ enum { XS_READ = 2, XS_WATCH = 4, XS_TRANSACTION_START = 6, XS_TRANSACTION_END =
 
 struct header { uint32_t type, request, transaction, length; };
 
-enum { WORKERS = 4, BLOCK = 4096, LARGEST = 16 };
+enum { WORKERS = 4, CPUS = 16, BLOCK = 4096, LARGEST = 16 };
 
 struct totals {
 	volatile int working;
-	volatile uint64_t count, io_ops, io_errors, io_verified;
+	volatile uint64_t counts[CPUS], io_ops, io_errors, io_verified;
 	struct { volatile uint64_t commits, errors, conflicts, lost; } xs[WORKERS];
 };
 
@@ -110,7 +112,8 @@ static int store_message(struct store *store, struct header *header, char reply[
 		store->fired = 1;
 	if (header->type != XS_ERROR)
 		return 0;
-	errno = !strcmp(reply, "EAGAIN") ? EAGAIN : !strcmp(reply, "ENOENT") ? ENOENT : EIO;
+	errno = !strcmp(reply, "EAGAIN") ? EAGAIN : !strcmp(reply, "ENOENT") ? ENOENT
+	      : !strcmp(reply, "EQUOTA") ? EDQUOT : EIO;
 	return -1;
 }
 
@@ -154,21 +157,43 @@ static int store_read(struct store *store, uint32_t transaction, const char *pat
 
 /* ---- the jobs ---- */
 
-static void counter(void)
+static int cpus(void)
 {
+	long online = sysconf(_SC_NPROCESSORS_ONLN);
+	return online < 1 ? 1 : online > CPUS ? CPUS : online;
+}
+
+/* One per virtual CPU, which must all go on for `count` to rise. */
+static void counter(int cpu)
+{
+	cpu_set_t only;
+	CPU_ZERO(&only);
+	CPU_SET(cpu, &only);
+	if (sched_setaffinity(0, sizeof only, &only))
+		die("sched_setaffinity");
 	for (;;) {
 		nap(50);
-		if (++totals->count % 100 == 0)
-			say("work: boot=%s count=%llu uptime_ms=%llu", boot,
-			    (unsigned long long)totals->count, (unsigned long long)uptime_ms());
+		if (++totals->counts[cpu] % 100 == 0)
+			say("work: boot=%s cpu=%d count=%llu uptime_ms=%llu", boot, cpu,
+			    (unsigned long long)totals->counts[cpu],
+			    (unsigned long long)uptime_ms());
 	}
+}
+
+static unsigned long long slowest_count(void)
+{
+	uint64_t least = totals->counts[0];
+	for (int cpu = 1; cpu < cpus(); cpu++)
+		if (totals->counts[cpu] < least)
+			least = totals->counts[cpu];
+	return least;
 }
 
 static void publish(struct store *store, int with_io, int with_xs)
 {
 	char value[256];
 	snprintf(value, sizeof value, "boot=%s count=%llu uptime_ms=%llu", boot,
-		 (unsigned long long)totals->count, (unsigned long long)uptime_ms());
+		 slowest_count(), (unsigned long long)uptime_ms());
 	if (store_write(store, 0, "data/counter", value))
 		say("work: publishing data/counter: %s", strerror(errno));
 	if (with_io && totals->working) {
@@ -373,7 +398,6 @@ static pid_t start(void (*job)(int), int argument)
 	return pid;
 }
 
-static void counter_job(int unused) { (void)unused; counter(); }
 static void io_job(int unused) { (void)unused; io(); }
 static void publisher_job(int what) { publisher(what & 1, what & 2); }
 
@@ -450,12 +474,13 @@ static void command(struct store *store, const char *text, int what)
 	errno = 0;
 	if (!strncmp(text, "freeze-timeout ", 15))
 		failed = write_file("/sys/power/pm_freeze_timeout", text + 15);
+	else if (!strcmp(text, "panic-when-hung"))
+		failed = write_file("/proc/sys/kernel/hung_task_panic", "1") ||
+			 write_file("/proc/sys/kernel/hung_task_timeout_secs", "4");
 	else if (!strcmp(text, "stall"))
 		failed = stall();
 	else if (!strcmp(text, "start"))
 		start_work(what);
-	else if (!strcmp(text, "sync-report"))
-		publish(store, what & 1, what & 2);
 	else if (!ends) {
 		errno = ENOSYS;
 		failed = -1;
@@ -575,7 +600,8 @@ int main(int argc, char **argv)
 	totals = mmap(NULL, sizeof *totals, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (totals == MAP_FAILED)
 		die("mmap");
-	start(counter_job, 0);
+	for (int cpu = 0; cpu < cpus(); cpu++)
+		start(counter, cpu);
 	/* Held back until the command "start" comes, so that other guests can boot in peace. */
 	if (strcmp(hold, ",1,"))
 		start_work(what);
