@@ -271,6 +271,14 @@ def _configure(root: Path, work: Path) -> None:
     wants = root / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "lab-net.service").symlink_to("../lab-net.service")
+    # A Linux guest that is resumed in place leaves those transactions open in xenstored that its
+    # programs had open when it was suspended; for the load tests there must be room for more.
+    quotas = root / "etc/xen/oxenstored.conf"
+    default = quotas.read_text()
+    raised = default.replace("quota-transaction = 10\n", "quota-transaction = 1000\n")
+    if raised == default:
+        raise LabError(f"{quotas} has no quota-transaction = 10")
+    quotas.write_text(raised)
     # What of the outside mmdebstrap copied in has no meaning in the lab.
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     (root / "etc/machine-id").write_text("00000000000000000000000000000001\n")

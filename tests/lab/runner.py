@@ -61,7 +61,8 @@ class Tally:
 def modules(paths: list[str], mark: str = "") -> list[Path]:
     """The test modules that are named, relative to the repository; without names, tests/xen.
 
-    With `mark` only those that have such tests, for a host is started for each.
+    Those without a test that has the mark (or, without one, is no soak) are left out, for a host is
+    started for each.
     """
     found: list[Path] = []
     for name in paths or ["tests/xen"]:
@@ -72,13 +73,15 @@ def modules(paths: list[str], mark: str = "") -> list[Path]:
             raise LabError(f"not below tests/ of this repository: {name}")
         inside = sorted(path.rglob("test_*.py")) if path.is_dir() else [path]
         found += [module.relative_to(carry.ROOT) for module in inside]
-    if not found:
+    wanted = [module for module in dict.fromkeys(found) if _wanted(module, mark)]
+    if not wanted:
         raise LabError(f"no test modules in {' '.join(paths) or 'tests/xen'}")
-    return [
-        module
-        for module in dict.fromkeys(found)
-        if f"pytest.mark.{mark}" in (carry.ROOT / module).read_text()
-    ]
+    return wanted
+
+
+def _wanted(module: Path, mark: str) -> bool:
+    text = (carry.ROOT / module).read_text()
+    return f"pytest.mark.{mark}" in text if mark else "pytestmark = pytest.mark.soak" not in text
 
 
 def scene_of(module: Path) -> str:

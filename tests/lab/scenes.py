@@ -97,9 +97,9 @@ SCENES = {
         Scene("trio", (Guest("pv1"), Guest("pv4", vcpus=4), Guest("pvh2", "pvh", vcpus=2))),
         Scene("load", (
             Guest("io-pv", vcpus=2, disk_mib=64, work="io"),
-            Guest("io-pvh", "pvh", vcpus=2, disk_mib=64, work="io"),
             Guest("xs-pv", vcpus=2, work="xs"),
         )),
+        Scene("load-pvh", (Guest("io-pvh", "pvh", vcpus=2, disk_mib=64, work="io"),)),
         Scene("crowd", tuple(
             Guest(f"g{number:02}", "pvh" if number % 4 == 0 else "pv", memory_mib=96)
             for number in range(1, 17)
