@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Callable, TypeVar, Union
 from uuid import UUID
 
 from . import protocol
-from .engine import Engine, Task, run
+from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
 from .ports import Ports
 from .protocol import Machine
@@ -43,28 +44,45 @@ class Connection:
         return connection
 
     def close(self) -> None:
-        """Close it; closing it again does nothing."""
-        if not self._closed:
+        """Close it; closing it again, or in a forked child, does nothing."""
+        if self._closed or self._pid != os.getpid():
+            return
+        with self._working():
             self._closed = True
             self.ports.close()
 
     def suspend(
-        self, domains: Iterable[DomainRef], timeout: float, late_timeout: float
-    ) -> list[Task[Suspension]]:
-        """Suspend domains, all at once; undone when interrupted.  See `protocol.suspend`."""
+        self,
+        domains: Iterable[DomainRef],
+        timeout: float,
+        late_timeout: float,
+        tasks: list[Task[Suspension]],
+    ) -> None:
+        """Suspend domains, all at once; undone when interrupted.  See `protocol.suspend`.
+
+        The outcomes become `tasks`.  A caller who is interrupted before it has handed them on gives
+        them to `undo`.
+        """
         timeout_, late = timeout_ns(timeout, "timeout"), timeout_ns(late_timeout, "late_timeout")
         now = self.ports.poller.now_ns
-        return self._run(
-            [protocol.suspend(domain, now, timeout_, late) for domain in domains],
-            undo=lambda suspension: protocol.resume(suspension.domain, now),
-        )
+        machines = [protocol.suspend(domain, now, timeout_, late) for domain in domains]
+        self._run(machines, tasks, self._inverse)
 
-    def resume(self, domains: Iterable[DomainRef]) -> list[Task[Resumption]]:
-        """Resume domains.  See `protocol.resume`."""
+    def undo(self, tasks: list[Task[Suspension]]) -> None:
+        """Resume what has been suspended; nothing to do for the rest, and the second time."""
+        if any(task.succeeded for task in tasks):
+            with self._working() as signals:
+                undo(self._engine, tasks, self._inverse, signals)
+
+    def resume(self, domains: Iterable[DomainRef], tasks: list[Task[Resumption]]) -> None:
+        """Resume domains; the outcomes become `tasks`.  See `protocol.resume`."""
         now = self.ports.poller.now_ns
-        return self._run([protocol.resume(domain, now) for domain in domains])
+        self._run([protocol.resume(domain, now) for domain in domains], tasks, None)
 
-    def _check(self) -> None:
+    def _inverse(self, suspension: Suspension) -> Machine[Resumption]:
+        return protocol.resume(suspension.domain, self.ports.poller.now_ns)
+
+    def check(self) -> None:
         """Refuse a connection that is closed or belongs to the parent process."""
         if self._pid != os.getpid():
             raise RuntimeError(
@@ -74,23 +92,33 @@ class Connection:
         if self._closed:
             raise ValueError("this connection to Xen is closed")
 
+    @contextmanager
+    def _working(self) -> Iterator[DeferredSignals]:
+        """For one call at a time, with signal handlers held back."""
+        with DeferredSignals(self.ports.poller.wake) as signals:
+            if not self._busy.acquire(blocking=False):
+                raise RuntimeError(
+                    "this connection to Xen is at work already: give each thread a Host of its "
+                    "own, close it when its calls have ended, and do neither from signal handlers"
+                )
+            try:
+                yield signals
+            finally:
+                self._busy.release()
+
     def _run(
-        self, machines: list[Machine[R]], undo: Callable[[R], Machine[Any]] | None = None
-    ) -> list[Task[R]]:
-        self._check()
-        if not self._busy.acquire(blocking=False):
-            raise RuntimeError(
-                "this connection to Xen is at work already: give each thread a Host of its own, "
-                "and do not call it from signal handlers"
-            )
-        try:
-            return run(self._engine, self.ports, machines, undo)
-        finally:
-            self._busy.release()
+        self,
+        machines: list[Machine[R]],
+        tasks: list[Task[R]],
+        inverse: Callable[[R], Machine[Any]] | None,
+    ) -> None:
+        with self._working() as signals:
+            self.check()
+            run(self._engine, machines, tasks, inverse, signals)
 
     def domains(self) -> list[DomainRef]:
         """All domains, by rising domid."""
-        self._check()
+        self.check()
         return [self._ref(info) for info in self.ports.hypervisor.domain_list()]
 
     def find(self, reference: Reference) -> DomainRef:
@@ -102,7 +130,7 @@ class Connection:
                 "a domain is named by its domid (int), its name (str) or its UUID, "
                 f"not by {type(reference).__name__}"
             )
-        self._check()
+        self.check()
         if isinstance(reference, int) and not 0 <= reference <= _LAST_DOMID:
             raise ValueError(f"a domid is from 0 to {_LAST_DOMID}, not {reference}")
         if reference == "":

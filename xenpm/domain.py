@@ -8,6 +8,7 @@ from typing import Literal
 from uuid import UUID
 
 from .connection import Connection, Reference
+from .engine import Task
 from .errors import NoSuchDomain
 from .protocol import identify
 from .types import (
@@ -150,7 +151,13 @@ class Domain:
         """
         if lightweight is not True:
             raise ValueError("this release suspends only lightly; for the other way use 'xl save'")
-        return self._connection.suspend([self._ref], timeout, late_timeout)[0].result()
+        tasks: list[Task[Suspension]] = []
+        try:
+            self._connection.suspend([self._ref], timeout, late_timeout, tasks)
+            return tasks[0].result()
+        except BaseException:  # also what a signal handler raises at the last moment
+            self._connection.undo(tasks)
+            raise
 
     def resume(self) -> Resumption:
         """Let the suspended guest continue where it stopped.
@@ -166,7 +173,9 @@ class Domain:
             ResumeError: somebody else is at it, or a call failed; the message says what state the
                 guest is in.
         """
-        return self._connection.resume([self._ref])[0].result()
+        tasks: list[Task[Resumption]] = []
+        self._connection.resume([self._ref], tasks)
+        return tasks[0].result()
 
     @contextmanager
     def suspended(
@@ -177,13 +186,12 @@ class Domain:
         Takes and raises what `suspend` and `resume` do.  A domain that was destroyed within the
         block raises `NoSuchDomain` at its end, one that somebody else resumed `NotSuspended`.
         """
-        suspension: Suspension | None = None
-        try:
-            suspension = self.suspend(timeout=timeout, late_timeout=late_timeout)
-            yield suspension
-        finally:
-            if suspension is not None:
-                self.resume()
+        suspended = _Suspended(self._connection)
+        # Entered twice: should a signal handler raise in the first lines of one's end, before it
+        # holds signals back, then the other's end still resumes the guest.
+        with suspended, suspended:
+            self._connection.suspend([self._ref], timeout, late_timeout, suspended.tasks)
+            yield suspended.tasks[0].result()
 
     def pause(self) -> None:
         """Take it off the CPUs without its knowledge; pauses count: ``xc_domain_pause``.
@@ -202,3 +210,21 @@ class Domain:
             HypercallError, NotPermitted: the call failed; nothing was touched.
         """
         self._connection.ports.hypervisor.unpause(self.info.domid)
+
+
+class _Suspended:
+    """Resumes at its end, once, what has been suspended; raises what `Domain.resume` does."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.tasks: list[Task[Suspension]] = []
+        self._resumed: list[Task[Resumption]] = []  # filled while signals are held back
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        domains = [task.result().domain for task in self.tasks if task.succeeded]
+        if domains and not self._resumed:
+            self._connection.resume(domains, self._resumed)
+            self._resumed[0].result()

@@ -10,7 +10,9 @@ import errno
 import logging
 import signal
 import threading
+import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Callable, Generic, TypeVar, cast
 
@@ -21,6 +23,7 @@ from .errors import (
     SuspendCancelled,
     SuspendNotAcknowledged,
     TransactionConflict,
+    XenError,
 )
 from .ports import Ports
 from .protocol import (
@@ -52,10 +55,11 @@ _CONFLICTS = 100  # that many lost races for one node mean that something is wro
 class DeferredSignals:
     """Holds Python's signal handlers back, so that none raises in the middle of a conversation.
 
-    Only in the main thread, where Python runs them.
+    `deliver` runs the handlers of the signals that have come, at a moment of the caller's choosing.
+    What the first of them to raise raised is kept in `interruption`, and raised at the end.
 
-    `deliver` runs the handlers of the signals that have come, at a moment of the caller's choosing;
-    whoever uses this raises `interruption` in the end.
+    Python runs handlers in the main thread of the main interpreter only: elsewhere there is nothing
+    to hold back.
     """
 
     _SIGNALS = tuple(sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
@@ -64,7 +68,7 @@ class DeferredSignals:
         self._wake = wake
         self._handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self._arrived: list[tuple[int, FrameType | None]] = []
-        self.interruption: BaseException | None = None  # what the first handler to raise raised
+        self.interruption: BaseException | None = None
 
     def deliver(self) -> bool:
         """Run the handlers of what has arrived; whether one raised this time."""
@@ -83,21 +87,27 @@ class DeferredSignals:
         self._wake()
 
     def __enter__(self) -> DeferredSignals:
-        if threading.current_thread() is threading.main_thread():
-            try:
-                for signum in self._SIGNALS:
-                    handler = signal.getsignal(signum)
-                    if callable(handler):
-                        self._handlers[signum] = handler
-                        signal.signal(signum, self._arrive)
-            except BaseException:  # by a handler that is not held back yet
-                self._put_back()
-                raise
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        try:
+            for signum in self._SIGNALS:
+                handler = signal.getsignal(signum)
+                if callable(handler):
+                    self._handlers[signum] = handler
+                    signal.signal(signum, self._arrive)
+        except BaseException as error:
+            if _is_refusal(error):
+                self._handlers.clear()
+                return self
+            self.interruption = error  # by a handler that is not held back yet
+            self.__exit__()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._put_back()
         self.deliver()
+        if self.interruption is not None:
+            raise self.interruption
 
     def _put_back(self) -> None:
         while True:
@@ -108,6 +118,12 @@ class DeferredSignals:
                 self.interruption = self.interruption or error
             else:
                 return
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether it is `signal.signal`'s own, as in a sub-interpreter, and not one of a handler's."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_code is signal.signal.__code__
 
 
 class Task(Generic[T]):
@@ -122,6 +138,11 @@ class Task(Generic[T]):
         self.watches: list[str] = []
         self.locks: list[int] = []
         self._result: T | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the machine has ended well."""
+        return self.done and self.error is None
 
     def result(self) -> T:
         """What the machine returned; raises what it raised."""
@@ -140,7 +161,7 @@ class Engine:
     """Performs the machines' actions and hands xenstore's events out to those who wait."""
 
     def __init__(self, ports: Ports) -> None:
-        self._ports = ports
+        self.ports = ports
         self._tasks: dict[str, Task[Any]] = {}  # by token; those under way
         self._numbers = 0
         self._watching = False
@@ -178,9 +199,14 @@ class Engine:
         if task.wait is not None:
             self._advance(task, error=Cancelled())
 
-    def abandon(self) -> None:
-        """Drop all machines where they are: the caller insists."""
+    def drop_all(self) -> None:
+        """Drop all machines where they are, and name their guests."""
         for task in list(self._tasks.values()):
+            if task.wait is not None:
+                _log.warning(
+                    "%s: no longer watched over; it may yet suspend: should it, resume it",
+                    task.wait.domain,
+                )
             task.machine.close()
             self._finish(task, None, Cancelled())
 
@@ -189,17 +215,17 @@ class Engine:
         stores: set[str] = set()
         domains: dict[int, DomainInfo] | None = None
         try:
-            while (event := self._ports.store.check_watch()) is not None:
+            while (event := self.ports.store.check_watch()) is not None:
                 stores.add(event[1])
             if _DOMAINS in stores:
                 # One hypercall serves all machines, however many wait.
-                infos = self._ports.hypervisor.domain_list()
+                infos = self.ports.hypervisor.domain_list()
                 domains = {info.domid: info for info in infos}
         except CALL_ERRORS as error:
             for task in list(self._tasks.values()):
                 self._advance(task, error=error)
             return
-        now = self._ports.poller.now_ns()
+        now = self.ports.poller.now_ns()
         for task in list(self._tasks.values()):
             if task.wait is None:
                 continue
@@ -242,42 +268,45 @@ class Engine:
         del self._tasks[task.token]
         try:
             for path in task.watches:
-                self._ports.store.unwatch(path, task.token)
+                self.ports.store.unwatch(path, task.token)
             if self._watching and not self._tasks:
-                self._ports.store.unwatch(_DOMAINS, _DOMAINS)
+                self.ports.store.unwatch(_DOMAINS, _DOMAINS)
                 self._watching = False
         except CALL_ERRORS as failure:
             # The outcome stands; a connection that cannot unwatch fails its next request anyway.
             _log.warning("could not remove a watch: %s", failure)
         for domid in task.locks:
-            self._ports.locks.release(domid)
+            try:
+                self.ports.locks.release(domid)
+            except XenError as failure:  # the outcome stands
+                _log.warning("could not give a lock back: %s", failure)
 
     def _watch_domains(self) -> None:
         if not self._watching:
-            self._ports.store.watch(_DOMAINS, _DOMAINS)
+            self.ports.store.watch(_DOMAINS, _DOMAINS)
             self._watching = True
 
     def _lock(self, task: Task[Any], action: Lock) -> bool:
         # The file's locks exclude other engines only, not this one's own machines.
         if any(action.domid in other.locks for other in self._tasks.values()):
             return False
-        if not self._ports.locks.acquire(action.domid):
+        if not self.ports.locks.acquire(action.domid):
             return False
         task.locks.append(action.domid)
         return True
 
     def _watch(self, task: Task[Any], action: Watch) -> None:
-        self._ports.store.watch(action.path, task.token)
+        self.ports.store.watch(action.path, task.token)
         task.watches.append(action.path)
 
     def _read(self, path: str, transaction: int = 0) -> bytes | None:
         try:
-            return self._ports.store.read(path, transaction)
+            return self.ports.store.read(path, transaction)
         except NoSuchNode:
             return None
 
     def _swap(self, action: Swap) -> bytes | None:
-        store = self._ports.store
+        store = self.ports.store
         for _ in range(_CONFLICTS):
             transaction = store.transaction_start()
             try:
@@ -292,7 +321,8 @@ class Engine:
                     owner = Permission(action.owner, read=False, write=False)
                     store.set_permissions(action.path, [owner], transaction)
             except BaseException:
-                store.transaction_end(transaction, abort=True)
+                with suppress(*CALL_ERRORS):  # then it ends with the connection
+                    store.transaction_end(transaction, abort=True)
                 raise
             try:
                 store.transaction_end(transaction, abort=not swap)
@@ -306,85 +336,75 @@ class Engine:
 
 def run(
     engine: Engine,
-    ports: Ports,
     machines: Iterable[Machine[R]],
-    undo: Callable[[R], Machine[Any]] | None = None,
-) -> list[Task[R]]:
+    tasks: list[Task[R]],
+    inverse: Callable[[R], Machine[Any]] | None,
+    signals: DeferredSignals,
+) -> None:
     """Run machines to their ends, all at once, blocking.
 
     A signal whose handler raises (Ctrl-C) cancels them all; once they are safe, what had succeeded
-    is undone and the handler's exception raised.  A second one abandons them where they are.
+    is undone.  A second one drops them where they are.  The caller's `signals` raise the handler's
+    exception in the end.
 
     Args:
         engine: an idle engine.
-        ports: what the engine stands on.
         machines: what to run.
-        undo: makes of a result the machine that undoes it.
-
-    Returns:
-        One finished task per machine, in the same order.
+        tasks: becomes one finished task per machine, in the same order.  It is the caller's list:
+            so the caller knows what has succeeded even if it is interrupted right afterwards.
+        inverse: makes of a result the machine that undoes it.
+        signals: what holds the signal handlers back.
     """
-    tasks: list[Task[R]] = []
-    interruption: BaseException | None = None
-    undone = False
-    signals = DeferredSignals(ports.poller.wake)
     try:
-        with signals:
-            try:
-                for machine in machines:
-                    if signals.deliver():
-                        break
-                    tasks.append(engine.start(machine))
-                _drive(engine, ports, tasks, signals)
-            except BaseException as error:  # raised again below, once all is undone
-                interruption = error
-                _drive(engine, ports, tasks, signals, cancel=True)
-            interruption = interruption or signals.interruption
-            if interruption is not None:
-                _undo(engine, ports, tasks, undo, signals)
-                undone = True
-    except BaseException as error:  # while the handlers were put back, or a second failure
-        interruption = interruption or error
-    interruption = interruption or signals.interruption
-    if interruption is None:
-        return tasks
-    if not undone:
-        with DeferredSignals(ports.poller.wake) as again:
-            _undo(engine, ports, tasks, undo, again)
-    raise interruption
+        for machine in machines:
+            if signals.deliver():
+                break
+            tasks.append(engine.start(machine))
+        _drive(engine, tasks, signals)
+    except BaseException:  # the loop itself has failed, and may do so again
+        try:
+            _drive(engine, tasks, signals, cancel=True)
+        finally:
+            engine.drop_all()
+            _name_unsafe(tasks)
+        raise
+    if signals.interruption is not None:
+        _name_unsafe(tasks)
+        if inverse is not None:
+            undo(engine, tasks, inverse, signals)
 
 
-def _undo(
+def undo(
     engine: Engine,
-    ports: Ports,
     tasks: list[Task[R]],
-    undo: Callable[[R], Machine[Any]] | None,
+    inverse: Callable[[R], Machine[Any]],
     signals: DeferredSignals,
 ) -> None:
-    """After an interruption: undo what had succeeded, and name what may not be safe."""
+    """Undo what has succeeded and will reach nobody; name what could not be undone."""
+    succeeded = [task for task in tasks if task.succeeded]
+    undoing = [engine.start(inverse(task.result())) for task in succeeded]
+    _drive(engine, undoing, signals)
+    for task, undone in zip(succeeded, undoing):
+        if undone.error is not None:
+            _log.error("interrupted, %s not undone: %s", task.result().domain, undone.error)
+        task.finish(None, Cancelled())
+
+
+def _name_unsafe(tasks: list[Task[R]]) -> None:
     for task in tasks:
         if not _is_safe(task.error):
             _log.error("interrupted: %s", task.error)
-    if undo is None:
-        return
-    results = [task.result() for task in tasks if task.done and task.error is None]
-    undoing = [engine.start(undo(result)) for result in results]
-    _drive(engine, ports, undoing, signals)
-    for result, undone in zip(results, undoing):
-        if undone.error is not None:
-            _log.error("interrupted, %s not undone: %s", result.domain, undone.error)
 
 
 def _is_safe(error: Exception | None) -> bool:
     """Whether a cancelled task's guest is surely running, so that silence about it is right."""
     if isinstance(error, SuspendCancelled):
         return error.phase is not Phase.ACKNOWLEDGED
-    return error is None or isinstance(error, (NoSuchDomain, SuspendNotAcknowledged))
+    return error is None or isinstance(error, (Cancelled, NoSuchDomain, SuspendNotAcknowledged))
 
 
 def _drive(
     engine: Engine,
-    ports: Ports,
     tasks: Iterable[Task[Any]],
     signals: DeferredSignals,
     *,
@@ -397,14 +417,13 @@ def _drive(
         if engine.idle:
             return
         if cancelled and again:
-            _log.warning("interrupted twice: guests that took the request may yet suspend")
-            engine.abandon()
+            engine.drop_all()
             return
         if not cancelled and (cancel or signals.interruption is not None):
             cancelled = True
             for task in tasks:
                 engine.cancel(task)
             continue
-        timeout_ns = engine.next_deadline_ns - ports.poller.now_ns()
-        ports.poller.wait(ports.store.fileno(), max(0, timeout_ns))
+        timeout_ns = engine.next_deadline_ns - engine.ports.poller.now_ns()
+        engine.ports.poller.wait(engine.ports.store.fileno(), max(0, timeout_ns))
         engine.dispatch()

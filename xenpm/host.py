@@ -30,6 +30,7 @@ class Host:
         LibraryMismatch: the extension modules are missing or were built for another Xen release.
         NotPermitted: not root.
         NotXenHost: no hypervisor or no xenstore here, or this is not dom0.
+        XenError: no descriptor or no memory is left, or no lock file can be made.
     """
 
     def __init__(self, *, ports: Ports | None = None) -> None:
@@ -42,7 +43,11 @@ class Host:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; closing it again does nothing."""
+        """Close the connection; closing it again does nothing.
+
+        Raises:
+            RuntimeError: a call is under way, in another thread or below this signal handler.
+        """
         self._connection.close()
 
     @property
@@ -86,9 +91,15 @@ class Host:
         Returns:
             For each domain its result, or the exception that `Domain.suspend` would have raised.
         """
-        chosen = list(dict.fromkeys(domains))
+        chosen = self._chosen(domains)
         refs = [domain.ref for domain in chosen]
-        return _outcomes(chosen, self._connection.suspend(refs, timeout, late_timeout))
+        tasks: list[Task[Suspension]] = []
+        try:
+            self._connection.suspend(refs, timeout, late_timeout, tasks)
+            return _outcomes(chosen, tasks)
+        except BaseException:  # also what a signal handler raises at the last moment
+            self._connection.undo(tasks)
+            raise
 
     def resume_each(self, domains: Iterable[Domain]) -> dict[Domain, Resumption | XenError]:
         """Resume several suspended guests, each for itself, like `Domain.resume`.
@@ -99,16 +110,41 @@ class Host:
         Returns:
             For each domain its result, or the exception that `Domain.resume` would have raised.
         """
-        chosen = list(dict.fromkeys(domains))
-        return _outcomes(chosen, self._connection.resume([domain.ref for domain in chosen]))
+        chosen = self._chosen(domains)
+        tasks: list[Task[Resumption]] = []
+        self._connection.resume([domain.ref for domain in chosen], tasks)
+        return _outcomes(chosen, tasks)
+
+    def _chosen(self, domains: Iterable[Domain]) -> list[Domain]:
+        """The domains that a caller has named, each once; refuses what is not this host's."""
+        chosen = list(domains)
+        for domain in chosen:
+            if not isinstance(domain, Domain):
+                raise TypeError(
+                    "domains must be xenpm.Domain objects, as host.domain() gives them, "
+                    f"not {type(domain).__name__}"
+                )
+            if domain._connection is not self._connection:
+                raise ValueError(
+                    f"{domain.ref} was looked up through another connection to Xen: "
+                    "look it up with this host's domain()"
+                )
+        return list(dict.fromkeys(chosen))
 
 
 def _outcomes(domains: list[Domain], tasks: list[Task[T]]) -> dict[Domain, T | XenError]:
-    """Each domain's result or error; raises what is neither."""
+    """Each domain's result or error."""
     outcomes: dict[Domain, T | XenError] = {}
     for domain, task in zip(domains, tasks):
-        try:
+        if task.error is None:
             outcomes[domain] = task.result()
-        except XenError as error:
-            outcomes[domain] = error
+        elif isinstance(task.error, XenError):
+            outcomes[domain] = task.error
+        else:  # a fault of xenpm's own must not cost the caller what became of the others
+            failed = XenError(
+                f"{domain.ref}: xenpm failed in the middle ({task.error!r}); look what state it is "
+                "in, and report this"
+            )
+            failed.__cause__ = task.error
+            outcomes[domain] = failed
     return outcomes

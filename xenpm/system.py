@@ -25,6 +25,7 @@ _REBUILD = (
     "install the libxen-dev of the Xen that runs here, and xenpm anew from its sources with "
     "'pip install --force-reinstall --no-cache-dir'"
 )
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 RUN_DIRECTORY = Path("/run/xenpm")
 
 
@@ -36,9 +37,10 @@ class FileLocks:
 
     def __init__(self, directory: Path = RUN_DIRECTORY) -> None:
         self._fd = -1
+        self._path = directory / "lock"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except PermissionError as error:
             raise NotPermitted("open", error.errno or errno.EACCES, str(directory)) from error
         except OSError as error:
@@ -48,21 +50,34 @@ class FileLocks:
     def __del__(self) -> None:
         self.close()
 
-    def _set(self, kind: int, domid: int) -> None:
+    def _set(self, kind: int, domid: int) -> bool:
         # struct flock: type, whence, start, length, pid
         flock = struct.pack("@hhqqi0q", kind, os.SEEK_SET, domid, 1, 0)
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, flock)
-
-    def acquire(self, domid: int) -> bool:
-        """Take the domain's lock; False when somebody else has it.  Never waits."""
         try:
-            self._set(fcntl.F_WRLCK, domid)
-        except (BlockingIOError, PermissionError):
-            return False
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, flock)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):  # somebody else has it
+                return False
+            raise XenError(
+                f"domain {domid}: its lock in {self._path} cannot be set ({error.strerror}); "
+                "that file must be on a file system of this machine that has locks"
+            ) from error
         return True
 
+    def acquire(self, domid: int) -> bool:
+        """Take the domain's lock; False when somebody else has it.  Never waits.
+
+        Raises:
+            XenError: the kernel cannot lock; nothing was touched.
+        """
+        return self._set(fcntl.F_WRLCK, domid)
+
     def release(self, domid: int) -> None:
-        """Give the domain's lock back."""
+        """Give the domain's lock back.
+
+        Raises:
+            XenError: the kernel cannot unlock.
+        """
         self._set(fcntl.F_UNLCK, domid)
 
     def close(self) -> None:
@@ -87,8 +102,13 @@ os.register_at_fork(after_in_child=_after_fork)
 class SystemPoller:
     """The monotonic clock, and poll(2) with a pipe that ends it."""
 
+    _wake_in = _wake_out = -1
+
     def __init__(self) -> None:
-        self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise XenError(f"the pipe of xenpm cannot be made: {error}") from error
 
     def __del__(self) -> None:
         self.close()
@@ -150,6 +170,7 @@ def open_ports() -> Ports:
         LibraryMismatch: the extension modules are missing or built for another Xen release.
         NotPermitted: not root.
         NotXenHost: no hypervisor, no xenstored, or this is not dom0.
+        HypercallError, StoreError, XenError: no descriptor or no memory is left.
     """
     try:
         from ._ext.xenctrl import Xenctrl
@@ -186,6 +207,8 @@ def _open(kind: Callable[[], T], advice: str) -> T:
     except NotPermitted as error:
         raise NotPermitted(error.call, error.errno or 0, "it takes root in dom0") from error
     except CALL_ERRORS as error:
+        if error.errno in _EXHAUSTED:  # which says nothing of Xen
+            raise
         raise NotXenHost(f"{advice} ({error})") from error
 
 

@@ -291,6 +291,38 @@ def test_one_call_at_a_time(xen: FakeXen, host: xenpm.Host) -> None:
     assert guest.suspended
 
 
+@pytest.mark.parametrize("how", ["close", "with"])
+def test_close_while_another_thread_works(xen: FakeXen, host: xenpm.Host, how: str) -> None:
+    """Refused, and the call under way is not disturbed."""
+    guest = xen.add_guest("web")
+    domain = host.domain("web")
+    caught: list[Exception] = []
+
+    def close() -> None:
+        try:
+            if how == "close":
+                host.close()
+            else:
+                with host:
+                    pass
+        except RuntimeError as error:
+            caught.append(error)
+
+    def meanwhile() -> None:
+        thread = threading.Thread(target=close)
+        thread.start()
+        thread.join(10)
+
+    xen.after(20 * MS, meanwhile)
+    domain.suspend()
+    assert "close it when its calls have ended" in str(caught[0])
+    assert guest.suspended
+    domain.resume()
+    assert_nothing_left(xen)
+    host.close()
+    assert len(xen.store.connections) == 2  # the toolstack's and the guest's
+
+
 # -- the default connection
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import itertools
+import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,7 +20,7 @@ import pytest
 import xenpm
 from xenpm import engine
 
-from .checks import assert_nothing_left, assert_released, assert_runs_on
+from .checks import assert_nothing_left, assert_runs_on
 from .fake_xen import MS, SECOND, FakeXen
 
 
@@ -230,14 +234,15 @@ def test_handler_that_uses_the_host(xen: FakeXen, host: xenpm.Host) -> None:
 
 
 def test_handler_that_closes_the_host(xen: FakeXen, host: xenpm.Host) -> None:
-    """Nothing more can be done for the guest, but the caller is told what is wrong."""
-    xen.add_guest("web", acknowledge_ns=None)
+    """Refused like any other use: the guest is put back before the refusal is raised."""
+    guest = xen.add_guest("web", acknowledge_ns=None)
     domain = host.domain("web")
     signal.signal(signal.SIGUSR1, lambda *_: host.close())
     xen.after(20 * MS, lambda: signal.raise_signal(signal.SIGUSR1))
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(RuntimeError, match="close it when its calls have ended"):
         domain.suspend()
-    assert_released(xen)
+    assert_runs_on(guest)
+    assert domain.state is xenpm.DomainState.RUNNING, "it is closed"
 
 
 def test_resume_is_finished_first(xen: FakeXen, host: xenpm.Host) -> None:
@@ -265,6 +270,40 @@ def test_not_in_the_main_thread(xen: FakeXen, host: xenpm.Host) -> None:
     assert [result.total_ns for result in results] == [41 * MS]
     assert guest.suspended
     assert_nothing_left(xen)
+
+
+SUB_INTERPRETER = """
+import importlib, sys
+try:
+    interpreters = importlib.import_module("_interpreters")
+except ImportError:
+    interpreters = importlib.import_module("_xxsubinterpreters")
+inside = '''
+import xenpm
+from tests.unit.fake_xen import FakeXen
+xen = FakeXen()
+guest = xen.add_guest("web")
+domain = xenpm.Host(ports=xen.ports()).domain("web")
+with domain.suspended():
+    assert guest.suspended
+domain.suspend()
+print("suspended" if guest.suspended else "not suspended", flush=True)
+'''
+interpreters.run_string(interpreters.create(), f"import sys; sys.path[:] = {sys.path!r}" + inside)
+"""
+
+
+def test_in_a_sub_interpreter() -> None:
+    """It has a main thread of its own, where Python refuses to set handlers."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUB_INTERPRETER],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.stdout, done.stderr) == ("suspended\n", "")
 
 
 def test_ignored_and_default_signals_stay_so(xen: FakeXen, host: xenpm.Host) -> None:
@@ -349,29 +388,38 @@ def test_guest_that_cannot_even_be_looked_at_is_named(
     assert "quick (domain 1)" in caplog.text
 
 
-# -- at any line of the engine
+# -- at any line
+
+
+OURS = tuple(f"xenpm/{name}.py" for name in ("engine", "protocol", "connection", "domain", "host"))
+
+
+@functools.lru_cache
+def is_ours(filename: str) -> bool:
+    return filename.endswith(OURS)
 
 
 class AtLine:
-    """Interrupts right before the nth line that is executed in xenpm's engine and protocol."""
-
-    FILES = ("engine.py", "protocol.py", "connection.py")
+    """Interrupts right before the nth line that is executed in xenpm, or in contextlib for it."""
 
     def __init__(self, nth: int, action: Callable[[], None]) -> None:
         self.left = nth
         self.action = action
-        self.function = ""
         self.where = ""
 
     def trace(self, frame: FrameType, event: str, _argument: object) -> Any:
-        directory, _, name = frame.f_code.co_filename.rpartition("/")
-        if name not in self.FILES or not directory.endswith("xenpm"):
-            return None
+        filename = frame.f_code.co_filename
+        if not is_ours(filename):
+            caller = frame.f_back
+            for_us = caller is not None and is_ours(caller.f_code.co_filename)
+            for_block = caller is not None and caller.f_code is suspend_for_a_block.__code__
+            if filename != contextlib.__file__ or not (for_us or for_block):
+                return None
         if event == "line":
             self.left -= 1
             if self.left == 0:
-                self.function = frame.f_code.co_name
-                self.where = f"{name}:{frame.f_lineno} ({self.function})"
+                name = filename.rpartition("/")[2]
+                self.where = f"{name}:{frame.f_lineno} ({frame.f_code.co_name})"
                 sys.settrace(None)
                 self.action()
         return self.trace
@@ -386,31 +434,52 @@ class AtLine:
 
 
 class Interrupted(BaseException):
-    """What the handler of the other signals raises here."""
+    """What a handler raises here."""
 
 
-def raise_interrupted(_signum: int, _frame: FrameType | None) -> None:
-    raise Interrupted
+class InterruptedByValueError(Interrupted, ValueError):
+    """The same; it must not be taken for `signal.signal`'s own refusal."""
 
 
-def interrupted_at(nth: int, signum: signal.Signals) -> tuple[AtLine, str]:
-    """Interrupt a suspend at its nth line; what was wrong afterwards."""
+def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
+    raise InterruptedByValueError if signum == signal.SIGUSR2 else Interrupted
+
+
+Verb = Callable[[xenpm.Host, list[xenpm.Domain]], None]
+
+
+def suspend_one(_host: xenpm.Host, domains: list[xenpm.Domain]) -> None:
+    domains[0].suspend()
+
+
+def suspend_several(host: xenpm.Host, domains: list[xenpm.Domain]) -> None:
+    host.suspend_each(domains)
+
+
+def suspend_for_a_block(_host: xenpm.Host, domains: list[xenpm.Domain]) -> None:
+    with domains[0].suspended():
+        pass
+
+
+def interrupted_at(nth: int, signum: signal.Signals, verb: Verb) -> tuple[AtLine, str]:
+    """Interrupt a verb at its nth line; what was wrong afterwards."""
     xen = FakeXen()
-    guest = xen.add_guest("web")
-    domain = xenpm.Host(ports=xen.ports()).domain("web")
+    guests = [xen.add_guest("web"), xen.add_guest("db", suspend_ns=60 * MS)]
+    host = xenpm.Host(ports=xen.ports())
+    domains = host.domains()
     signal.signal(signum, raise_interrupted)
     before = {number: signal.getsignal(number) for number in engine.DeferredSignals._SIGNALS}
     raised = False
     with AtLine(nth, lambda: signal.raise_signal(signum)) as at:
         try:
-            domain.suspend()
+            verb(host, domains)
         except Interrupted:
             raised = True
     xen.settle()
-    wrong = guest.corrupted
+    wrong = " ".join(guest.corrupted for guest in guests).strip()
     if at.where and not raised:
         wrong += " the interruption was lost"
-    if raised and not guest.running:
+    if raised and not all(guest.running for guest in guests):
         wrong += " left suspended"
     if xen.locks or xen.watches or xen.open_transactions:
         wrong += " lock, watch or transaction left"
@@ -418,44 +487,27 @@ def interrupted_at(nth: int, signum: signal.Signals) -> tuple[AtLine, str]:
         if signal.getsignal(number) is not handler:
             wrong += f" handler of {number.name} not put back"
             signal.signal(number, handler)
+    try:
+        host.suspend_each([])
+    except RuntimeError as error:
+        wrong += f" the connection is stuck: {error}"
     return at, wrong
 
 
-BEFORE = {"__enter__"}
-AFTERWARDS = {"run", "_run", "result"}  # it has come from the conversation, goes to the caller
-At = list[tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def at_every_line() -> At:
-    """(function, where and what is wrong) for an interruption at each line of a suspend."""
-    found: At = []
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        before = signal.getsignal(signum)
-        for nth in itertools.count(1):
-            at, wrong = interrupted_at(nth, signum)
-            if not at.where:
-                break
-            if wrong:
-                found.append((at.function, f"{signum.name} at {at.where}: {wrong}"))
-        assert nth > 200, "the trace does not see the engine"
-        signal.signal(signum, before)
-    return found
-
-
-def test_at_any_line_before_the_conversation(at_every_line: At) -> None:
-    wrong = [text for function, text in at_every_line if function in BEFORE]
-    assert not wrong, "\n" + "\n".join(wrong)
-
-
-def test_at_any_line_of_the_conversation(at_every_line: At) -> None:
-    wrong = [text for function, text in at_every_line if function not in BEFORE | AFTERWARDS]
-    assert not wrong, "\n" + "\n".join(wrong)
-
-
-@pytest.mark.xfail(
-    strict=True, reason="Ctrl-C while the result is on its way to the caller: left suspended"
-)
-def test_at_any_line_after_the_conversation(at_every_line: At) -> None:
-    wrong = [text for function, text in at_every_line if function in AFTERWARDS]
-    assert not wrong, "\n" + "\n".join(wrong)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("verb", [suspend_one, suspend_several, suspend_for_a_block])
+def test_at_any_line(verb: Verb, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever line it hits, from the call to its return: raised, and every guest runs."""
+    few = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # all of them take long
+    monkeypatch.setattr(engine.DeferredSignals, "_SIGNALS", few)
+    before = signal.getsignal(signum)
+    found = []
+    for nth in itertools.count(1):
+        at, wrong = interrupted_at(nth, signum, verb)
+        if not at.where:
+            break
+        if wrong:
+            found.append(f"{at.where}: {wrong}")
+    signal.signal(signum, before)
+    assert nth > 200, "the trace does not see the engine"
+    assert not found, "\n" + "\n".join(found)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
 
 import xenpm
+from xenpm.engine import Task
 
 from .checks import assert_nothing_left
 from .fake_xen import HYPERCALLS, MS, SECOND, STORE_REQUESTS, FakeXen
@@ -123,7 +125,9 @@ def test_two_conversations_with_one_guest_exclude_each_other(
     """Also within one engine, which holds the locks of all its conversations."""
     guest = xen.add_guest("web")
     ref = host.domain("web").ref
-    first, second = host._connection.suspend([ref, ref], 1, 1)
+    tasks: list[Task[xenpm.Suspension]] = []
+    host._connection.suspend([ref, ref], 1, 1, tasks)
+    first, second = tasks
     assert isinstance(first.result(), xenpm.Suspension)
     with pytest.raises(xenpm.SuspendInProgress, match="another process"):
         second.result()
@@ -173,3 +177,107 @@ def test_deadlines_are_each_guests_own(xen: FakeXen, host: xenpm.Host) -> None:
     assert isinstance(good, xenpm.Suspension)
     assert good.total_ns == 301 * MS
     assert xen.now_ns - began == 1701 * MS < SECOND * 2
+
+
+# -- arguments, and faults that are nobody's
+
+
+@pytest.mark.parametrize("wrong", ["web", 1, None, object()])
+@pytest.mark.parametrize("verb", ["suspend_each", "resume_each"])
+def test_only_domains(xen: FakeXen, host: xenpm.Host, verb: str, wrong: object) -> None:
+    web = xen.add_guest("web")
+    domain = host.domain("web")
+    xen.calls.clear()
+    with pytest.raises(TypeError, match=f"must be xenpm.Domain objects.*{type(wrong).__name__}"):
+        getattr(host, verb)([domain, wrong])
+    assert not xen.calls
+    assert web.running
+
+
+@pytest.mark.parametrize("verb", ["suspend_each", "resume_each"])
+def test_only_domains_of_this_host(xen: FakeXen, host: xenpm.Host, verb: str) -> None:
+    xen.add_guest("web")
+    xen.add_guest("db")
+    elsewhere = xenpm.Host(ports=FakeXen().ports()).domain(0)
+    with xenpm.Host(ports=xen.ports()) as closed:
+        over = closed.domain("db")
+    for foreign in (elsewhere, over):
+        domains = [host.domain("web"), foreign]
+        xen.calls.clear()
+        with pytest.raises(ValueError, match="another connection to Xen"):
+            getattr(host, verb)(domains)
+        assert not xen.calls
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOLCK, "no locks"), MemoryError(), xenpm.XenError("no lock")]
+)
+def test_fault_at_one_guest_loses_no_outcome(
+    xen: FakeXen, host: xenpm.Host, fault: Exception
+) -> None:
+    guests = [xen.add_guest(f"guest{i}") for i in range(3)]
+
+    def fail() -> None:
+        raise fault
+
+    xen.before("acquire", fail, nth=2)
+    first, second, third = host.suspend_each(host.domains()).values()
+    assert isinstance(first, xenpm.Suspension)
+    assert isinstance(third, xenpm.Suspension)
+    assert isinstance(second, xenpm.XenError)
+    assert fault in (second, second.__cause__)
+    assert [guest.suspended for guest in guests] == [True, False, True]
+
+
+def test_lock_that_cannot_be_given_back_loses_no_outcome(
+    xen: FakeXen, host: xenpm.Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    guests = [xen.add_guest(f"guest{i}") for i in range(3)]
+
+    def fail() -> None:
+        raise xenpm.XenError("no")
+
+    xen.before("release", fail)
+    outcomes = host.suspend_each(host.domains())
+    assert all(isinstance(outcome, xenpm.Suspension) for outcome in outcomes.values())
+    assert all(guest.suspended for guest in guests)
+    assert "could not give a lock back" in caplog.text
+
+
+def test_failing_wait_puts_all_back(xen: FakeXen, host: xenpm.Host) -> None:
+    """poll(2) itself fails: no guest stays suspended, and the host can be used again."""
+    quick = xen.add_guest("quick")
+    slow = xen.add_guest("slow", acknowledge_ns=500 * MS)
+
+    def fail() -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    xen.before("wait", fail, nth=4)
+    with pytest.raises(OSError, match="no memory"):
+        host.suspend_each(host.domains())
+    xen.settle()
+    assert quick.resumptions == quick.suspensions == 1
+    assert slow.suspensions == 0
+    assert_nothing_left(xen)
+    host.suspend_each(host.domains())
+    assert quick.suspended
+
+
+def test_wait_that_fails_for_good(
+    xen: FakeXen, host: xenpm.Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No lock is left, and the guest that nobody watches any more is named."""
+    guest = xen.add_guest("web", acknowledge_ns=0, suspend_ns=None)
+
+    def fail() -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    xen.before("wait", fail, nth=3, times=None)
+    with pytest.raises(OSError, match="no memory"):
+        host.domain("web").suspend()
+    assert "web (domain 1): no longer watched over; it may yet suspend" in caplog.text
+    assert xen.locks == {}
+    xen.stop_failing()
+    guest.suspend_ns = 0
+    host.domain("web").suspend()
+    assert guest.suspended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -67,6 +68,19 @@ def test_closed_locks(tmp_path: Path) -> None:
     locks.close()
     with pytest.raises(ValueError, match="negative"):
         locks.acquire(1)
+
+
+def test_kernel_that_cannot_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    locks = FileLocks(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "fcntl", refuse)
+        for verb in (locks.acquire, locks.release):
+            with pytest.raises(xenpm.XenError, match=r"domain 5: .*No locks.* must be on a file"):
+                verb(5)
+    locks.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -342,6 +356,28 @@ def test_no_hypervisor(modules: tuple[Any, Any]) -> None:
     modules[0].open_error = xenpm.HypercallError("xc_interface_open", errno.ENOENT)
     with pytest.raises(xenpm.NotXenHost, match="no hypervisor"):
         xenpm.Host()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("which", [0, 1])
+def test_nothing_left_to_open_with(modules: tuple[Any, Any], which: int, code: int) -> None:
+    """It says nothing of whether Xen runs here."""
+    kind = (xenpm.HypercallError, xenpm.StoreError)[which]
+    modules[which].open_error = kind("open", code)
+    with pytest.raises(kind, match=os.strerror(code)):
+        xenpm.Host()
+
+
+def test_no_descriptor_for_the_pipe(
+    modules: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_flags: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe2", refuse)
+    with pytest.raises(xenpm.XenError, match="Too many open files"):
+        xenpm.Host()
+    assert modules[0].still_open == 0
 
 
 def test_no_xenstored(modules: tuple[Any, Any]) -> None:
