@@ -133,7 +133,8 @@ def image(release: Release) -> Image:
         INITRD_MODULES,
         DISK_MIB,
         cache.digest_files(HERE / "dom0"),
-        "recipe 1",
+        # What is done with all these is the recipe too.
+        *[(HERE / name).read_text() for name in ("image.py", "cpio.py")],
     )
     path = cache.entry(
         f"image-{release.name}",
