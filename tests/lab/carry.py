@@ -87,7 +87,10 @@ def check_install(image_: Image) -> str:
         return chroot.run(
             image_.root,
             "python3 -m venv /tmp/venv && cd /mnt/tree && /tmp/venv/bin/pip install . && cd /tmp"
-            " && /tmp/venv/bin/python -c 'import xenpm; print(\"imported from\", xenpm.__file__)'",
+            " && /tmp/venv/bin/python -c 'import xenpm, xenpm._ext.xenctrl, xenpm._ext.xenstore;"
+            ' print("imported from", xenpm.__file__, xenpm.versions())\''
+            # no hypervisor is here, which it must say with its own exit code
+            " && { /tmp/venv/bin/python -m xenpm list; test $? -eq 3; }",
             binds={**binds, work: "/mnt/tree"},
             env=env,
             timeout=900,
