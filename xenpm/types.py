@@ -71,6 +71,7 @@ class DomainInfo(NamedTuple):
     paused: bool  #: by the toolstack
     blocked: bool  #: all its vCPUs wait for events
     running: bool  #: one of its vCPUs is on a CPU
+    runs_xenstore: bool  #: it is the xenstore domain: xenstored runs in it, and not in dom0
     vcpus_online: int  #: how many vCPUs are in use
     max_vcpu_id: int  #: the highest vCPU number it may have
     memory_kib: int  #: what it has now

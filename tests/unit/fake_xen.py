@@ -401,6 +401,7 @@ class FakeGuest:
         suspend_ns: int | None = 40 * MS,
         feature_suspend: bytes | None = b"1",
         hvm_params: dict[int, int] | None = None,
+        runs_xenstore: bool = False,
     ) -> None:
         self.xen = xen
         self.domid = domid
@@ -414,6 +415,7 @@ class FakeGuest:
         self.suspend_ns = suspend_ns
         self.feature_suspend = feature_suspend
         self.hvm_params = {CALLBACK_IRQ: 1, **(hvm_params or {})}
+        self.runs_xenstore = runs_xenstore
         # the domain's state
         self.gone = False
         self.dying = False
@@ -468,6 +470,7 @@ class FakeGuest:
             paused=self.pause_count > 0,
             blocked=not down,
             running=False,
+            runs_xenstore=self.runs_xenstore,
             vcpus_online=self.vcpus,
             max_vcpu_id=self.vcpus - 1,
             memory_kib=self.memory_kib,
@@ -673,9 +676,9 @@ class FakeXen:
             name: what it is called; several may be called the same.
             domid: its number; the next free one when None.
             script: `uuid`, `type`, `vcpus`, `memory_kib`, `feature_suspend` (None: no such node),
-                `hvm_params`, and how it suspends: `acknowledge_ns` after the request (None: never),
-                by "writing", "deleting" the node or "nothing" (`acknowledge_by`), and suspends
-                `suspend_ns` after that (None: never).
+                `hvm_params`, `runs_xenstore`, and how it suspends: `acknowledge_ns` after the
+                request (None: never), by "writing", "deleting" the node or "nothing"
+                (`acknowledge_by`), and suspends `suspend_ns` after that (None: never).
         """
         if domid is None:
             domid = self._next_domid
@@ -764,6 +767,7 @@ class FakeXen:
             paused=False,
             blocked=False,
             running=True,
+            runs_xenstore=False,
             vcpus_online=1,
             max_vcpu_id=0,
             memory_kib=1 << 20,

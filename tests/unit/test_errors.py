@@ -199,6 +199,7 @@ def info(**changes: object) -> xenpm.DomainInfo:
         paused=False,
         blocked=True,
         running=False,
+        runs_xenstore=False,
         vcpus_online=1,
         max_vcpu_id=0,
         memory_kib=1,

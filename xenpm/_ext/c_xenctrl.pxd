@@ -33,10 +33,12 @@ cdef extern from "compat.h" nogil:
         XEN_DOMINF_paused
         XEN_DOMINF_blocked
         XEN_DOMINF_running
+        XEN_DOMINF_xs_domain
         XEN_DOMINF_shutdownmask
         XEN_DOMINF_shutdownshift
         XENVER_version
         XC_PAGE_SIZE
+        XC_MAX_ERROR_MSG_LEN
         XENPM_XEN_MAJOR
         XENPM_XEN_MINOR
 

@@ -12,6 +12,8 @@ cdef extern from "xentoollog.h" nogil:
     void xtl_logger_destroy(xentoollog_logger *logger)
 
 cdef extern from "logbuf.h" nogil:
+    enum:
+        XENPM_LOGBUF_BYTES
     cdef struct xenpm_logbuf:
         unsigned dropped
         size_t used

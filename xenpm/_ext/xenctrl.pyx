@@ -2,19 +2,27 @@
 """libxenctrl and libxenguest: what the hypervisor does to and says of domains.
 
 Every method makes its C call without the GIL and under the handle's own lock, so a handle may be
-shared between threads.  A C error becomes a :class:`xenpm.HypercallError` (or
+shared between threads.  That lock is held without the GIL only: no Python code, a logging handler's
+for instance, ever runs below it.  A C error becomes a :class:`xenpm.HypercallError` (or
 :class:`xenpm.NotPermitted`) that carries the function's name, the error number and libxc's last
 message; libxc's log goes to the logger ``xenpm.xenctrl``.
 """
 
 import logging
-import threading
 
 cimport cython
+from cpython.pythread cimport (
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport strlen
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, strlen
 from posix.unistd cimport getpid
 
 from xenpm._ext.checks cimport *
@@ -46,6 +54,15 @@ cdef object _domain_info = DomainInfo
 
 cdef enum:
     LIST_CHUNK = 256
+    CLOSED = -1  # instead of an error number
+
+cdef struct leavings:
+    # What a call has left in the handle, copied while nobody else can use that.
+    int error  # errno, or CLOSED when there was no call
+    char detail[XC_MAX_ERROR_MSG_LEN]
+    unsigned dropped
+    size_t used
+    char log[XENPM_LOGBUF_BYTES]
 
 ctypedef int (*domain_call)(xc_interface *xch, uint32_t domid) noexcept nogil
 ctypedef int (*domain_int_call)(xc_interface *xch, uint32_t domid, int arg) noexcept nogil
@@ -67,6 +84,7 @@ cdef object _info(const xc_domaininfo_t *c):
         (flags & XEN_DOMINF_paused) != 0,
         (flags & XEN_DOMINF_blocked) != 0,
         (flags & XEN_DOMINF_running) != 0,
+        (flags & XEN_DOMINF_xs_domain) != 0,
         c.nr_online_vcpus,
         c.max_vcpu_id,
         c.tot_pages * (XC_PAGE_SIZE // 1024),
@@ -74,6 +92,32 @@ cdef object _info(const xc_domaininfo_t *c):
         c.cpu_time,
         c.cpupool,
     ))
+
+
+cdef str _drain_log(const leavings *left):
+    """Hand libxc's log over to Python; returns its last line."""
+    cdef size_t at = 0
+    cdef const char *record
+    last = ""
+    while at < left.used:
+        record = left.log + at
+        last = (<bytes>(record + 1)).decode("utf-8", "replace")
+        _log.log(_LEVELS.get(<int>record[0], logging.INFO), "%s", last)
+        at += 1 + strlen(record + 1) + 1
+    if left.dropped:
+        _log.warning("%d messages of libxc were lost", left.dropped)
+    return last
+
+
+cdef int64_t _done(str call, int64_t result, const leavings *left) except -1:
+    """Give a call's result, or raise its error with libxc's last message."""
+    if left.error == CLOSED:
+        raise ValueError("this Xenctrl handle is closed")
+    _drain_log(left)
+    if result < 0:
+        detail = (<bytes>left.detail).decode("utf-8", "replace")
+        raise hypercall_error(call, left.error, detail)
+    return result
 
 
 @cython.final
@@ -87,119 +131,120 @@ cdef class Xenctrl:
 
     cdef xc_interface *_xch
     cdef xenpm_logbuf *_logbuf
+    cdef PyThread_type_lock _lock
     cdef int _pid
-    cdef object _lock
 
     def __cinit__(self):
         self._xch = NULL
         self._logbuf = NULL
+        self._lock = NULL
         self._pid = 0
 
     def __init__(self):
-        cdef int saved = 0
+        cdef leavings left
         cdef xc_interface *xch
-        if self._lock is not None:
+        if self._pid != 0:
             raise RuntimeError("Xenctrl.__init__ called twice")
-        self._lock = threading.Lock()
-        self._logbuf = xenpm_logbuf_new(XTL_INFO)
+        self._lock = PyThread_allocate_lock()
+        if self._lock == NULL:
+            raise MemoryError
+        with nogil:
+            self._logbuf = xenpm_logbuf_new(XTL_INFO)
         if self._logbuf == NULL:
             raise MemoryError
         self._pid = getpid()
         with nogil:
+            PyThread_acquire_lock(self._lock, WAIT_LOCK)
             xch = xc_interface_open(<xentoollog_logger *>self._logbuf, NULL, 0)
-            saved = errno
+            self._end(&left)
+        detail = _drain_log(&left)
         if xch == NULL:
-            detail = self._drain_log()
-            raise hypercall_error("xc_interface_open", saved, detail)
+            raise hypercall_error("xc_interface_open", left.error, detail)
         self._xch = xch
 
     def __dealloc__(self):
         # A forked child leaks its copy: unmapping the parent's buffers could hit memory of its own.
-        if self._xch != NULL and self._pid == getpid():
-            xc_interface_close(self._xch)
-        if self._logbuf != NULL and self._pid == getpid():
+        if self._pid != getpid():
+            return
+        with nogil:
+            if self._xch != NULL:
+                xc_interface_close(self._xch)
             xtl_logger_destroy(<xentoollog_logger *>self._logbuf)
+        PyThread_free_lock(self._lock)
 
-    cdef object _guard(self):
-        """The handle's lock, unless the handle belongs to the parent process."""
-        if self._lock is None:
+    cdef int _check(self) except -1:
+        """Refuse a handle that was never opened, or that belongs to the parent process."""
+        if self._pid == 0:
             raise ValueError("this handle was never opened")
         if self._pid != getpid():
             raise RuntimeError(
                 f"this Xenctrl handle was opened by process {self._pid}; "
                 "a forked child must open its own"
             )
-        return self._lock
-
-    cdef int _begin(self) except -1:
-        """Refuse a closed handle and forget its last error; the caller holds the lock."""
-        if self._xch == NULL:
-            raise ValueError("this Xenctrl handle is closed")
-        xc_clear_last_error(self._xch)
         return 0
 
-    cdef str _drain_log(self):
-        """Hand libxc's log over to Python; returns its last line.  The caller holds the lock."""
-        cdef size_t at = 0
-        cdef char *record
-        last = ""
-        while at < self._logbuf.used:
-            record = self._logbuf.text + at
-            last = (<bytes>(record + 1)).decode("utf-8", "replace")
-            _log.log(_LEVELS.get(<int>record[0], logging.INFO), "%s", last)
-            at += 1 + strlen(record + 1) + 1
-        self._logbuf.used = 0
-        if self._logbuf.dropped:
-            _log.warning("%d messages of libxc were lost", self._logbuf.dropped)
-            self._logbuf.dropped = 0
-        return last
+    cdef bint _begin(self, leavings *left) noexcept nogil:
+        """Take the handle; whether it is open.  If so, a call may be made, and `_end` follows."""
+        PyThread_acquire_lock(self._lock, WAIT_LOCK)
+        if self._xch == NULL:
+            PyThread_release_lock(self._lock)
+            left.error = CLOSED
+            return False
+        xc_clear_last_error(self._xch)
+        return True
 
-    cdef int64_t _done(self, str call, int64_t result, int saved) except -1:
-        """Give the result, or raise the call's error with libxc's last message; under the lock."""
-        cdef const xc_error *last
-        if self._logbuf.used or self._logbuf.dropped:
-            self._drain_log()
-        if result >= 0:
-            return result
-        detail = b""
-        last = xc_get_last_error(self._xch)
+    cdef void _end(self, leavings *left) noexcept nogil:
+        """Copy what the call has left, and let go of the handle."""
+        cdef const xc_error *last = NULL
+        left.error = errno  # first: nothing else may change it
+        left.detail[0] = 0
+        if self._xch != NULL:
+            last = xc_get_last_error(self._xch)
         if last != NULL and last.code != 0:
-            detail = <bytes>last.message
-        raise hypercall_error(call, saved, detail.decode("utf-8", "replace"))
+            memcpy(left.detail, last.message, XC_MAX_ERROR_MSG_LEN)
+        left.used = self._logbuf.used
+        left.dropped = self._logbuf.dropped
+        memcpy(left.log, self._logbuf.text, left.used)
+        self._logbuf.used = 0
+        self._logbuf.dropped = 0
+        PyThread_release_lock(self._lock)
 
     cdef object _call(self, str name, domain_call function, object domid):
         """Make a call that takes nothing but the domain."""
         cdef uint32_t c_domid = to_domid(domid)
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = function(self._xch, c_domid)
-                saved = errno
-            self._done(name, result, saved)
+                self._end(&left)
+        _done(name, result, &left)
 
     cdef object _call_int(self, str name, domain_int_call function, object domid, int arg):
         """Make a call that takes the domain and one number."""
         cdef uint32_t c_domid = to_domid(domid)
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = function(self._xch, c_domid, arg)
-                saved = errno
-            self._done(name, result, saved)
+                self._end(&left)
+        _done(name, result, &left)
 
     def close(self):
         """Close the handle; closing it again does nothing: ``xc_interface_close``."""
         cdef xc_interface *xch
-        if self._lock is None or self._pid != getpid():
+        if self._pid != getpid():
             return
-        with self._lock:
+        with nogil:
+            PyThread_acquire_lock(self._lock, WAIT_LOCK)
             xch = self._xch
             self._xch = NULL
             if xch != NULL:
-                with nogil:
-                    xc_interface_close(xch)
+                xc_interface_close(xch)
+            PyThread_release_lock(self._lock)
 
     def __enter__(self):
         return self
@@ -214,13 +259,14 @@ cdef class Xenctrl:
 
     def version(self):
         """The running hypervisor's release as (major, minor): ``xc_version(XENVER_version)``."""
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = xc_version(self._xch, XENVER_version, NULL)
-                saved = errno
-            self._done("xc_version", result, saved)
+                self._end(&left)
+        _done("xc_version", result, &left)
         return result >> 16, result & 0xffff
 
     def domain_info(self, domid):
@@ -230,41 +276,48 @@ cdef class Xenctrl:
         """
         cdef uint32_t c_domid = to_domid(domid)
         cdef xc_domaininfo_t info
-        cdef int count = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int count = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 count = xc_domain_getinfolist(self._xch, c_domid, 1, &info)
-                saved = errno
-            self._done("xc_domain_getinfolist", count, saved)
+                self._end(&left)
+        _done("xc_domain_getinfolist", count, &left)
         if count == 0 or info.domain != c_domid:
             return None
         return _info(&info)
 
     def domain_list(self):
         """All domains, by rising domid: ``xc_domain_getinfolist``."""
-        cdef xc_domaininfo_t *chunk
-        cdef int count, saved, i
+        cdef xc_domaininfo_t *infos = NULL
+        cdef xc_domaininfo_t *grown = NULL
+        cdef int count = 0, total = 0, i
         cdef uint32_t first = 0
-        cdef list domains = []
-        with self._guard():
-            self._begin()
-            chunk = <xc_domaininfo_t *>malloc(LIST_CHUNK * sizeof(xc_domaininfo_t))
-            if chunk == NULL:
+        cdef leavings left
+        self._check()
+        try:
+            with nogil:
+                if self._begin(&left):
+                    while True:
+                        grown = <xc_domaininfo_t *>realloc(
+                            infos, (total + LIST_CHUNK) * sizeof(xc_domaininfo_t))
+                        if grown == NULL:
+                            break
+                        infos = grown
+                        count = xc_domain_getinfolist(self._xch, first, LIST_CHUNK, infos + total)
+                        if count > 0:
+                            total += count
+                            first = infos[total - 1].domain + 1
+                        if count < LIST_CHUNK:
+                            break
+                    self._end(&left)
+            _done("xc_domain_getinfolist", count, &left)
+            if grown == NULL:
                 raise MemoryError
-            try:
-                while True:
-                    with nogil:
-                        count = xc_domain_getinfolist(self._xch, first, LIST_CHUNK, chunk)
-                        saved = errno
-                    self._done("xc_domain_getinfolist", count, saved)
-                    for i in range(count):
-                        domains.append(_info(&chunk[i]))
-                    if count < LIST_CHUNK:
-                        return domains
-                    first = chunk[count - 1].domain + 1
-            finally:
-                free(chunk)
+            return [_info(&infos[i]) for i in range(total)]
+        finally:
+            free(infos)
 
     def pause(self, domid):
         """Take the domain off the CPUs without its knowledge; counts: ``xc_domain_pause``."""
@@ -299,13 +352,14 @@ cdef class Xenctrl:
         cdef uint32_t c_domid = to_domid(domid)
         cdef uint32_t c_param = to_uint32(param, "param")
         cdef uint64_t value = 0
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = xc_hvm_param_get(self._xch, c_domid, c_param, &value)
-                saved = errno
-            self._done("xc_hvm_param_get", result, saved)
+                self._end(&left)
+        _done("xc_hvm_param_get", result, &left)
         return value
 
     def hvm_param_set(self, domid, param, value):
@@ -313,13 +367,14 @@ cdef class Xenctrl:
         cdef uint32_t c_domid = to_domid(domid)
         cdef uint32_t c_param = to_uint32(param, "param")
         cdef uint64_t c_value = to_uint(value, "value", 0xffffffffffffffff)
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = xc_hvm_param_set(self._xch, c_domid, c_param, c_value)
-                saved = errno
-            self._done("xc_hvm_param_set", result, saved)
+                self._end(&left)
+        _done("xc_hvm_param_set", result, &left)
 
     def evtchn_alloc_unbound(self, domid, remote_domid):
         """Allocate an event channel in `domid` for `remote_domid` to bind; returns the port.
@@ -327,13 +382,14 @@ cdef class Xenctrl:
         ``xc_evtchn_alloc_unbound``.
         """
         cdef uint32_t c_domid = to_domid(domid), c_remote = to_domid(remote_domid)
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = xc_evtchn_alloc_unbound(self._xch, c_domid, c_remote)
-                saved = errno
-            self._done("xc_evtchn_alloc_unbound", result, saved)
+                self._end(&left)
+        _done("xc_evtchn_alloc_unbound", result, &left)
         return result
 
     def evtchn_reset(self, domid):
@@ -354,11 +410,12 @@ cdef class Xenctrl:
         cdef uint32_t c_console = to_domid(console_domid), c_xenstore = to_domid(xenstore_domid)
         cdef xen_pfn_t c_console_gfn = to_uint(console_gfn, "console_gfn", 0xffffffffffff)
         cdef xen_pfn_t c_xenstore_gfn = to_uint(xenstore_gfn, "xenstore_gfn", 0xffffffffffff)
-        cdef int result = 0, saved = 0
-        with self._guard():
-            self._begin()
-            with nogil:
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
                 result = xc_dom_gnttab_seed(self._xch, c_domid, is_hvm, c_console_gfn,
                                             c_xenstore_gfn, c_console, c_xenstore)
-                saved = errno
-            self._done("xc_dom_gnttab_seed", result, saved)
+                self._end(&left)
+        _done("xc_dom_gnttab_seed", result, &left)

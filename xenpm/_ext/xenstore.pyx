@@ -1,8 +1,8 @@
 # cython: freethreading_compatible=False
 """libxenstore: a connection to xenstored.
 
-Every method makes its C call without the GIL and under the handle's own lock.  A failed request
-becomes a :class:`xenpm.StoreError` (:class:`xenpm.NoSuchNode`, :class:`xenpm.TransactionConflict`,
+Every method makes its C call without the GIL and under the handle's own lock, which is held without
+the GIL only: no Python code ever runs below it.  A failed request becomes a :class:`xenpm.StoreError` (:class:`xenpm.NoSuchNode`, :class:`xenpm.TransactionConflict`,
 :class:`xenpm.QuotaExceeded`) or :class:`xenpm.NotPermitted` with the function's name and the error
 number.  Values are bytes; paths are str, limited as in Xen's docs/misc/xenstore.txt.
 
@@ -11,9 +11,16 @@ first watch on, libxenstore keeps a thread of its own per connection that reads 
 """
 
 import errno as _errno
-import threading
 
 cimport cython
+from cpython.pythread cimport (
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    WAIT_LOCK,
+)
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
@@ -29,6 +36,11 @@ __all__ = ["Xenstore"]
 
 cdef enum:
     MOST_PERMISSIONS = 512  # more would not fit into one request anyway
+    CLOSED = -1  # instead of an error number
+
+ctypedef c_bool (*path_call)(xs_handle *h, xs_transaction_t t, const char *path) noexcept nogil
+ctypedef c_bool (*watch_call)(xs_handle *h, const char *path, const char *token) noexcept nogil
+ctypedef c_bool (*domain_call)(xs_handle *h, unsigned int domid) noexcept nogil
 
 
 cdef bytes _encode(object text, str what):
@@ -49,6 +61,13 @@ cdef str _decode(const char *text):
     return (<bytes>text).decode("utf-8", "surrogateescape")
 
 
+cdef object _failure(str call, int error, object detail=""):
+    """The exception for a call that failed, or that was not made for the handle is closed."""
+    if error == CLOSED:
+        return ValueError("this Xenstore handle is closed")
+    return store_error(call, error, detail)
+
+
 @cython.final
 cdef class Xenstore:
     """A connection to xenstored: ``xs_open``.
@@ -59,54 +78,106 @@ cdef class Xenstore:
     """
 
     cdef xs_handle *_xs
+    cdef PyThread_type_lock _lock
     cdef int _pid
-    cdef object _lock
 
     def __cinit__(self):
         self._xs = NULL
+        self._lock = NULL
         self._pid = 0
 
     def __init__(self):
-        cdef int saved = 0
+        cdef int error = 0
         cdef xs_handle *xs
-        if self._lock is not None:
+        if self._pid != 0:
             raise RuntimeError("Xenstore.__init__ called twice")
-        self._lock = threading.Lock()
+        self._lock = PyThread_allocate_lock()
+        if self._lock == NULL:
+            raise MemoryError
         self._pid = getpid()
         with nogil:
             # Without the filter, events of a watch that is gone could reach its successor.
             xs = xs_open(XS_UNWATCH_FILTER)
-            saved = errno
+            error = errno
         if xs == NULL:
-            permission = saved in (_errno.EPERM, _errno.EACCES)
-            raise (NotPermitted if permission else StoreError)("xs_open", saved)
+            permission = error in (_errno.EPERM, _errno.EACCES)
+            raise (NotPermitted if permission else StoreError)("xs_open", error)
         self._xs = xs
 
     def __dealloc__(self):
-        if self._xs == NULL:
-            return
-        if self._pid == getpid():
-            with nogil:
+        cdef bint own = self._pid == getpid()
+        with nogil:
+            if self._xs != NULL and own:
                 xs_close(self._xs)
-        else:
-            xs_daemon_destroy_postfork(self._xs)
+            elif self._xs != NULL:
+                xs_daemon_destroy_postfork(self._xs)
+        if own:  # a forked child's copy may be locked for ever
+            PyThread_free_lock(self._lock)
 
-    cdef object _guard(self):
-        """The handle's lock, unless the handle belongs to the parent process."""
-        if self._lock is None:
+    cdef int _check(self) except -1:
+        """Refuse a handle that was never opened, or that belongs to the parent process."""
+        if self._pid == 0:
             raise ValueError("this handle was never opened")
         if self._pid != getpid():
             raise RuntimeError(
                 f"this Xenstore handle was opened by process {self._pid}; "
                 "a forked child must open its own"
             )
-        return self._lock
-
-    cdef int _open(self) except -1:
-        """Refuse a closed handle; the caller holds the lock."""
-        if self._xs == NULL:
-            raise ValueError("this Xenstore handle is closed")
         return 0
+
+    cdef bint _begin(self) noexcept nogil:
+        """Take the handle; whether it is open.  If so, a request may be made, and `_end` follows."""
+        PyThread_acquire_lock(self._lock, WAIT_LOCK)
+        if self._xs == NULL:
+            PyThread_release_lock(self._lock)
+            return False
+        return True
+
+    cdef int _end(self) noexcept nogil:
+        """Let go of the handle; returns the error number that the request has left."""
+        cdef int error = errno
+        PyThread_release_lock(self._lock)
+        return error
+
+    cdef object _path_call(self, str name, path_call function, object path, object transaction):
+        """Make a request that takes nothing but a path."""
+        cdef bytes encoded = _encode(path, "path")
+        cdef const char *c_path = encoded
+        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
+        cdef int ok = 0, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
+                ok = function(self._xs, c_transaction, c_path)
+                error = self._end()
+        if not ok:
+            raise _failure(name, error, path)
+
+    cdef object _watch_call(self, str name, watch_call function, object path, object token):
+        """Make a request that takes a path and a token."""
+        cdef bytes encoded = _encode(path, "path"), encoded_token = _encode(token, "token")
+        cdef const char *c_path = encoded
+        cdef const char *c_token = encoded_token
+        cdef int ok = 0, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
+                ok = function(self._xs, c_path, c_token)
+                error = self._end()
+        if not ok:
+            raise _failure(name, error, path)
+
+    cdef object _domain_call(self, str name, domain_call function, object domid):
+        """Make a request that takes nothing but a domain."""
+        cdef unsigned int c_domid = to_domid(domid)
+        cdef int ok = 0, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
+                ok = function(self._xs, c_domid)
+                error = self._end()
+        if not ok:
+            raise _failure(name, error, f"domain {domid}")
 
     def close(self):
         """Close the connection; closing it again does nothing: ``xs_close``.
@@ -114,14 +185,15 @@ cdef class Xenstore:
         Open transactions are aborted and watches removed by xenstored.
         """
         cdef xs_handle *xs
-        if self._lock is None or self._pid != getpid():
+        if self._pid != getpid():
             return
-        with self._lock:
+        with nogil:
+            PyThread_acquire_lock(self._lock, WAIT_LOCK)
             xs = self._xs
             self._xs = NULL
             if xs != NULL:
-                with nogil:
-                    xs_close(xs)
+                xs_close(xs)
+            PyThread_release_lock(self._lock)
 
     def __enter__(self):
         return self
@@ -136,14 +208,14 @@ cdef class Xenstore:
 
     def fileno(self):
         """The descriptor that is readable while watch events wait: ``xs_fileno``."""
-        cdef int fd = -1, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int fd = -1, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 fd = xs_fileno(self._xs)
-                saved = errno
+                error = self._end()
         if fd < 0:
-            raise store_error("xs_fileno", saved)
+            raise _failure("xs_fileno", error)
         return fd
 
     def read(self, path, transaction=0):
@@ -153,14 +225,14 @@ cdef class Xenstore:
         cdef unsigned int length = 0
         cdef void *value = NULL
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 value = xs_read(self._xs, c_transaction, c_path, &length)
-                saved = errno
+                error = self._end()
         if value == NULL:
-            raise store_error("xs_read", saved, path)
+            raise _failure("xs_read", error, path)
         try:
             return <bytes>(<char *>value)[:length]
         finally:
@@ -173,48 +245,28 @@ cdef class Xenstore:
         cdef const char *c_value = value
         cdef unsigned int length
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int ok = 0, saved = 0
+        cdef int ok = 0, error = CLOSED
         if len(value) + len(encoded) + 1 > XENSTORE_PAYLOAD_MAX:
             raise ValueError(
                 f"a xenstore path and its value have at most {XENSTORE_PAYLOAD_MAX} bytes "
                 f"together, not {len(value) + len(encoded) + 1}"
             )
         length = <unsigned int>len(value)
-        with self._guard():
-            self._open()
-            with nogil:
+        self._check()
+        with nogil:
+            if self._begin():
                 ok = xs_write(self._xs, c_transaction, c_path, c_value, length)
-                saved = errno
+                error = self._end()
         if not ok:
-            raise store_error("xs_write", saved, path)
+            raise _failure("xs_write", error, path)
 
     def mkdir(self, path, transaction=0):
         """Make an empty node, unless it is there: ``xs_mkdir``."""
-        cdef bytes encoded = _encode(path, "path")
-        cdef const char *c_path = encoded
-        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_mkdir(self._xs, c_transaction, c_path)
-                saved = errno
-        if not ok:
-            raise store_error("xs_mkdir", saved, path)
+        self._path_call("xs_mkdir", xs_mkdir, path, transaction)
 
     def remove(self, path, transaction=0):
         """Remove a node and everything below it: ``xs_rm``."""
-        cdef bytes encoded = _encode(path, "path")
-        cdef const char *c_path = encoded
-        cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_rm(self._xs, c_transaction, c_path)
-                saved = errno
-        if not ok:
-            raise store_error("xs_rm", saved, path)
+        self._path_call("xs_rm", xs_rm, path, transaction)
 
     def list(self, path, transaction=0):
         """The names of a node's children: ``xs_directory``."""
@@ -223,14 +275,14 @@ cdef class Xenstore:
         cdef unsigned int count = 0, i
         cdef char **names = NULL
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 names = xs_directory(self._xs, c_transaction, c_path, &count)
-                saved = errno
+                error = self._end()
         if names == NULL:
-            raise store_error("xs_directory", saved, path)
+            raise _failure("xs_directory", error, path)
         try:
             return [_decode(names[i]) for i in range(count)]
         finally:
@@ -243,14 +295,14 @@ cdef class Xenstore:
         cdef unsigned int count = 0, i
         cdef xs_permissions *perms = NULL
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 perms = xs_get_permissions(self._xs, c_transaction, c_path, &count)
-                saved = errno
+                error = self._end()
         if perms == NULL:
-            raise store_error("xs_get_permissions", saved, path)
+            raise _failure("xs_get_permissions", error, path)
         try:
             return [
                 Permission(
@@ -271,7 +323,7 @@ cdef class Xenstore:
         cdef unsigned int count = <unsigned int>len(entries), i
         cdef xs_permissions *perms = NULL
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int ok = 0, saved = 0
+        cdef int ok = 0, error = CLOSED
         if count == 0:
             raise ValueError("a node's permissions begin with its owner: at least one is needed")
         if count > MOST_PERMISSIONS:  # libxenstore puts them all on the stack
@@ -285,27 +337,27 @@ cdef class Xenstore:
                 perms[i].id = to_domid(entry.domid)
                 perms[i].perms = ((XS_PERM_READ if entry.read else 0)
                                   | (XS_PERM_WRITE if entry.write else 0))
-            with self._guard():
-                self._open()
-                with nogil:
+            self._check()
+            with nogil:
+                if self._begin():
                     ok = xs_set_permissions(self._xs, c_transaction, c_path, perms, count)
-                    saved = errno
+                    error = self._end()
         finally:
             free(perms)
         if not ok:
-            raise store_error("xs_set_permissions", saved, path)
+            raise _failure("xs_set_permissions", error, path)
 
     def transaction_start(self):
         """Begin a transaction; returns what the other methods take: ``xs_transaction_start``."""
         cdef uint32_t transaction = XBT_NULL
-        cdef int saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 transaction = xs_transaction_start(self._xs)
-                saved = errno
+                error = self._end()
         if transaction == XBT_NULL:
-            raise store_error("xs_transaction_start", saved)
+            raise _failure("xs_transaction_start", error)
         return transaction
 
     def transaction_end(self, transaction, bint abort=False):
@@ -315,42 +367,22 @@ cdef class Xenstore:
             TransactionConflict: somebody changed meanwhile what it had read; nothing was written.
         """
         cdef uint32_t c_transaction = to_uint32(transaction, "transaction")
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int ok = 0, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 ok = xs_transaction_end(self._xs, c_transaction, abort)
-                saved = errno
+                error = self._end()
         if not ok:
-            raise store_error("xs_transaction_end", saved)
+            raise _failure("xs_transaction_end", error)
 
     def watch(self, path, token):
         """Report changes at and below a node, beginning with one report at once: ``xs_watch``."""
-        cdef bytes encoded = _encode(path, "path"), encoded_token = _encode(token, "token")
-        cdef const char *c_path = encoded
-        cdef const char *c_token = encoded_token
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_watch(self._xs, c_path, c_token)
-                saved = errno
-        if not ok:
-            raise store_error("xs_watch", saved, path)
+        self._watch_call("xs_watch", xs_watch, path, token)
 
     def unwatch(self, path, token):
         """Undo a `watch`; its waiting events are dropped: ``xs_unwatch``."""
-        cdef bytes encoded = _encode(path, "path"), encoded_token = _encode(token, "token")
-        cdef const char *c_path = encoded
-        cdef const char *c_token = encoded_token
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_unwatch(self._xs, c_path, c_token)
-                saved = errno
-        if not ok:
-            raise store_error("xs_unwatch", saved, path)
+        self._watch_call("xs_unwatch", xs_unwatch, path, token)
 
     def check_watch(self):
         """The next waiting watch event as (path, token), or None; never waits.
@@ -358,16 +390,16 @@ cdef class Xenstore:
         ``xs_check_watch``.
         """
         cdef char **event = NULL
-        cdef int saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 event = xs_check_watch(self._xs)
-                saved = errno
+                error = self._end()
         if event == NULL:
-            if saved == _errno.EAGAIN:
+            if error == _errno.EAGAIN:
                 return None
-            raise store_error("xs_check_watch", saved)
+            raise _failure("xs_check_watch", error)
         try:
             return _decode(event[<int>XS_WATCH_PATH]), _decode(event[<int>XS_WATCH_TOKEN])
         finally:
@@ -381,38 +413,22 @@ cdef class Xenstore:
         cdef unsigned int c_domid = to_domid(domid)
         cdef unsigned long c_gfn = to_uint(gfn, "gfn", 0xffffffffffff)
         cdef uint32_t c_port = to_uint32(port, "port")
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
+        cdef int ok = 0, error = CLOSED
+        self._check()
+        with nogil:
+            if self._begin():
                 ok = xs_introduce_domain(self._xs, c_domid, c_gfn, c_port)
-                saved = errno
+                error = self._end()
         if not ok:
-            raise store_error("xs_introduce_domain", saved, f"domain {domid}")
+            raise _failure("xs_introduce_domain", error, f"domain {domid}")
 
     def release_domain(self, domid):
         """Tell xenstored that a domain is gone: ``xs_release_domain``."""
-        cdef unsigned int c_domid = to_domid(domid)
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_release_domain(self._xs, c_domid)
-                saved = errno
-        if not ok:
-            raise store_error("xs_release_domain", saved, f"domain {domid}")
+        self._domain_call("xs_release_domain", xs_release_domain, domid)
 
     def resume_domain(self, domid):
         """Tell xenstored that a domain that had shut down runs again: ``xs_resume_domain``.
 
         Without it the domain's next shutdown fires no ``@releaseDomain``.
         """
-        cdef unsigned int c_domid = to_domid(domid)
-        cdef int ok = 0, saved = 0
-        with self._guard():
-            self._open()
-            with nogil:
-                ok = xs_resume_domain(self._xs, c_domid)
-                saved = errno
-        if not ok:
-            raise store_error("xs_resume_domain", saved, f"domain {domid}")
+        self._domain_call("xs_resume_domain", xs_resume_domain, domid)

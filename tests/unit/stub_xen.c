@@ -1,0 +1,157 @@
+/*
+ * Stands before libxenctrl, libxenguest and libxenstore (LD_PRELOAD), so that the extension modules
+ * can be driven without Xen.  Every function first waits at the gate, if one is set.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <xenctrl.h>
+#include <xenstore.h>
+
+int stub_gate = -1;     /* a call waits here for a byte */
+int stub_reached = -1;  /* and says here that it does */
+int stub_error = 0;     /* if set, calls fail with this errno */
+int stub_domains = 1;   /* with the domids 0, 2, 4, ... */
+
+static xentoollog_logger *logger;
+static xc_error last_error;
+static char handle;
+
+static void wait_at_gate(void)
+{
+    char byte = 0;
+
+    if (stub_gate < 0)
+        return;
+    if (write(stub_reached, &byte, 1) != 1 || read(stub_gate, &byte, 1) != 1)
+        _exit(9);
+}
+
+static void say(const char *format, ...)
+{
+    va_list arguments;
+
+    if (!logger)
+        return;
+    va_start(arguments, format);
+    logger->vmessage(logger, XTL_WARN, -1, "stub", format, arguments);
+    va_end(arguments);
+}
+
+static int answer(const char *name)
+{
+    wait_at_gate();
+    say("%s was called", name);
+    if (!stub_error)
+        return 0;
+    last_error.code = XC_INTERNAL_ERROR;
+    snprintf(last_error.message, sizeof last_error.message, "%s was made to fail", name);
+    errno = stub_error;
+    return -1;
+}
+
+xc_interface *xc_interface_open(xentoollog_logger *l, xentoollog_logger *b, unsigned flags)
+{
+    (void)b, (void)flags;
+    logger = l;
+    return answer(__func__) ? NULL : (xc_interface *)&handle;
+}
+
+int xc_interface_close(xc_interface *xch)
+{
+    (void)xch;
+    return answer(__func__);
+}
+
+const xc_error *xc_get_last_error(xc_interface *xch)
+{
+    (void)xch;
+    return &last_error;
+}
+
+void xc_clear_last_error(xc_interface *xch)
+{
+    (void)xch;
+    memset(&last_error, 0, sizeof last_error);
+}
+
+int xc_version(xc_interface *xch, int cmd, void *arg)
+{
+    (void)xch, (void)cmd, (void)arg;
+    return answer(__func__) ? -1 : 4 << 16 | 17;
+}
+
+int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
+                          xc_domaininfo_t *info)
+{
+    unsigned int count = 0;
+    uint32_t domid;
+
+    (void)xch;
+    if (answer(__func__))
+        return -1;
+    for (domid = (first + 1) / 2 * 2; domid < 2u * stub_domains && count < most; domid += 2) {
+        memset(&info[count], 0, sizeof info[count]);
+        info[count].domain = domid;
+        info[count].flags = domid % 4 ? XEN_DOMINF_xs_domain : XEN_DOMINF_running;
+        memset(info[count].handle, domid & 255, sizeof info[count].handle);
+        count++;
+    }
+    return count;
+}
+
+#define DOMAIN_CALL(name, ...) \
+    int name(xc_interface *xch, uint32_t domid, ##__VA_ARGS__) { return answer(__func__); }
+
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+DOMAIN_CALL(xc_domain_pause)
+DOMAIN_CALL(xc_domain_unpause)
+DOMAIN_CALL(xc_domain_soft_reset)
+DOMAIN_CALL(xc_evtchn_reset)
+DOMAIN_CALL(xc_domain_shutdown, int reason)
+DOMAIN_CALL(xc_domain_resume, int fast)
+DOMAIN_CALL(xc_hvm_param_get, uint32_t param, uint64_t *value)
+DOMAIN_CALL(xc_hvm_param_set, uint32_t param, uint64_t value)
+DOMAIN_CALL(xc_evtchn_alloc_unbound, uint32_t remote)
+DOMAIN_CALL(xc_dom_gnttab_seed, bool is_hvm, xen_pfn_t console, xen_pfn_t store,
+            uint32_t console_domid, uint32_t store_domid)
+
+/* The store: every request fails, after having waited at the gate. */
+
+#define REQUEST(type, failure, name, ...) \
+    type name(struct xs_handle *h, ##__VA_ARGS__) \
+    { wait_at_gate(); errno = EIO; return failure; }
+
+struct xs_handle *xs_open(unsigned long flags)
+{
+    wait_at_gate();
+    return (struct xs_handle *)&handle;
+}
+
+void xs_close(struct xs_handle *h)
+{
+    wait_at_gate();
+}
+
+REQUEST(int, -1, xs_fileno)
+REQUEST(void *, NULL, xs_read, xs_transaction_t t, const char *path, unsigned int *length)
+REQUEST(char **, NULL, xs_directory, xs_transaction_t t, const char *path, unsigned int *count)
+REQUEST(struct xs_permissions *, NULL, xs_get_permissions, xs_transaction_t t, const char *path,
+        unsigned int *count)
+REQUEST(char **, NULL, xs_check_watch)
+REQUEST(bool, false, xs_write, xs_transaction_t t, const char *path, const void *data,
+        unsigned int length)
+REQUEST(bool, false, xs_mkdir, xs_transaction_t t, const char *path)
+REQUEST(bool, false, xs_rm, xs_transaction_t t, const char *path)
+REQUEST(bool, false, xs_set_permissions, xs_transaction_t t, const char *path,
+        struct xs_permissions *perms, unsigned int count)
+REQUEST(bool, false, xs_watch, const char *path, const char *token)
+REQUEST(bool, false, xs_unwatch, const char *path, const char *token)
+REQUEST(bool, false, xs_transaction_end, xs_transaction_t t, bool abort)
+REQUEST(bool, false, xs_introduce_domain, unsigned int domid, unsigned long gfn, unsigned int port)
+REQUEST(bool, false, xs_resume_domain, unsigned int domid)
+REQUEST(bool, false, xs_release_domain, unsigned int domid)
+REQUEST(xs_transaction_t, XBT_NULL, xs_transaction_start)

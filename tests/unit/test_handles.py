@@ -1,0 +1,177 @@
+"""The handles of the extension modules, on C libraries of our own: the GIL, the lock, the log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_xenctrl import METHODS as HYPERCALLS
+from .test_xenstore import METHODS as REQUESTS
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
+
+#: what each program below begins with
+PREAMBLE = """
+import ctypes, logging, os, threading
+import xenpm
+from xenpm._ext.xenctrl import Xenctrl
+from xenpm._ext.xenstore import Xenstore
+from tests.unit.test_xenctrl import METHODS as HYPERCALLS
+from tests.unit.test_xenstore import METHODS as REQUESTS
+
+stub = ctypes.CDLL(os.environ["LD_PRELOAD"])
+
+def variable(name):
+    return ctypes.c_int.in_dll(stub, "stub_" + name)
+
+class Log(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+logging.getLogger("xenpm").propagate = False
+log = Log()
+logging.getLogger("xenpm").addHandler(log)
+"""
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("stub") / "stub_xen.so"
+    source = Path(__file__).with_name("stub_xen.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+def run(stub: Path, program: str) -> list[str]:
+    """What a program prints that runs on our libraries; it fails where it hangs."""
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(stub),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
+    return done.stdout.splitlines()
+
+
+GIL = """
+from_call, reached = os.pipe()
+gate, to_call = os.pipe()
+variable("reached").value = reached
+variable("gate").value = gate
+handles = {}
+
+def call(kind, name, arguments):
+    try:
+        if name == "open":
+            handles[kind] = kind()
+        elif name == "collect":
+            del handles[kind]
+        else:
+            getattr(handles[kind], name)(*arguments)
+    except xenpm.XenError:
+        pass
+
+for kind, methods in ((Xenctrl, HYPERCALLS), (Xenstore, REQUESTS)):
+    calls = {"open": (), **methods, "close": (), "open again": (), "collect": ()}
+    for name, arguments in calls.items():
+        thread = threading.Thread(target=call, args=(kind, name.partition(" ")[0], arguments))
+        thread.start()
+        os.read(from_call, 1)  # it waits in C, and this thread runs on
+        print(kind.__name__, name, flush=True)
+        os.write(to_call, b"x")
+        thread.join()
+"""
+
+
+def test_no_call_holds_the_gil(stub: Path) -> None:
+    """Each is stopped in C, until another thread of Python's lets it go on."""
+    around = ["close", "open again", "collect"]
+    assert run(stub, GIL) == [
+        *(f"Xenctrl {name}" for name in ("open", *HYPERCALLS, *around)),
+        *(f"Xenstore {name}" for name in ("open", *REQUESTS, *around)),
+    ]
+
+
+REENTRANCE = """
+control = Xenctrl()
+
+class Reenter(logging.Handler):
+    inside = False
+    def emit(self, record):
+        if not self.inside:
+            self.inside = True
+            control.domain_list()
+            control.close()
+            self.inside = False
+
+logging.getLogger("xenpm").addHandler(Reenter())
+control.pause(1)
+print(control.closed)
+"""
+
+
+def test_log_handler_may_use_the_handle(stub: Path) -> None:
+    """None of it runs below the handle's lock."""
+    assert run(stub, REENTRANCE) == ["True"]
+
+
+LOG = """
+control = Xenctrl()
+control.pause(1)
+variable("error").value = 3
+try:
+    control.unpause(1)
+except xenpm.HypercallError as error:
+    print(error)
+    print(error.call, error.errno, error.detail)
+variable("error").value = 0
+control.version()
+print(*log.messages, sep="; ")
+"""
+
+
+def test_log_and_last_error(stub: Path) -> None:
+    text, attributes, logged = run(stub, LOG)
+    assert text == "xc_domain_unpause: No such process (xc_domain_unpause was made to fail)"
+    assert attributes == "xc_domain_unpause 3 xc_domain_unpause was made to fail"
+    calls = ("xc_interface_open", "xc_domain_pause", "xc_domain_unpause", "xc_version")
+    assert logged == "; ".join(f"{call} was called" for call in calls)
+
+
+MANY = """
+control = Xenctrl()
+for count in (1, 255, 256, 257, 600):
+    variable("domains").value = count
+    infos = control.domain_list()
+    assert [info.domid for info in infos] == [2 * i for i in range(count)]
+    assert all(info.handle == bytes([info.domid & 255]) * 16 for info in infos)
+    assert [info.runs_xenstore for info in infos] == [i % 2 == 1 for i in range(count)]
+    assert [info.running for info in infos] == [i % 2 == 0 for i in range(count)]
+assert control.domain_info(4).domid == 4
+assert control.domain_info(5) is None, "the next domain's"
+assert control.domain_info(2000) is None
+variable("error").value = 12
+try:
+    control.domain_list()
+except xenpm.HypercallError as error:
+    print(error.errno)
+"""
+
+
+def test_any_number_of_domains(stub: Path) -> None:
+    assert run(stub, MANY) == ["12"]
