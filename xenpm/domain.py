@@ -9,7 +9,7 @@ from uuid import UUID
 
 from .connection import Connection, Reference
 from .engine import Task
-from .errors import NoSuchDomain
+from .errors import NoSuchDomain, XenError
 from .protocol import identify
 from .types import (
     DomainInfo,
@@ -199,8 +199,11 @@ class Domain:
         Raises:
             NoSuchDomain: it is gone.
             HypercallError, NotPermitted: the call failed; nothing was touched.
+            XenError: it runs xenstored.
         """
-        self._connection.ports.hypervisor.pause(self.info.domid)
+        if self.info.runs_xenstore:
+            raise XenError(f"{self._ref}: runs xenstored; without that the whole host would hang")
+        self._connection.ports.hypervisor.pause(self.domid)
 
     def unpause(self) -> None:
         """Undo one `pause`: ``xc_domain_unpause``.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Union
 
 from .types import DomainRef, Phase, ShutdownReason
 
@@ -94,6 +95,7 @@ class NotPermitted(_CallError, PermissionError):
 
 #: what a call to Xen's libraries may raise
 CALL_ERRORS = (HypercallError, StoreError, NotPermitted)
+CallError = Union[HypercallError, StoreError, NotPermitted]
 
 _STORE_ERRORS: dict[int, type[_CallError]] = {
     _errno.ENOENT: NoSuchNode,

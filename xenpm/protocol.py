@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, TypeVar, Union
+from typing import Any, NamedTuple, TypeVar, Union
 
 from .errors import (
     CALL_ERRORS,
     AlreadySuspended,
+    CallError,
     NoSuchDomain,
     NotSuspended,
     ResumeError,
@@ -27,16 +28,22 @@ from .errors import (
     SuspendNotAcknowledged,
     SuspendNotCompleted,
     SuspendNotSupported,
+    TransactionConflict,
 )
 from .types import DomainInfo, DomainRef, DomainType, Phase, Resumption, Suspension
 
 T = TypeVar("T")
+E = TypeVar("E", bound=SuspendError)
 
 HVM_PARAM_CALLBACK_IRQ = 0  # public/hvm/params.h
-HVM_PARAM_ACPI_S_STATE = 14
 
 _NS = 1_000_000_000
 _FREE = (None, b"")  # what control/shutdown holds while nobody asks anything of the guest
+
+_WHOSE = (
+    "Resume it only if you know that nobody is saving or migrating it: "
+    "resumed in the middle of that, it can ruin its disks"
+)
 
 
 class Lock(NamedTuple):
@@ -144,7 +151,9 @@ def _resume_in_place(domain: DomainRef) -> Machine[None]:
         yield ResumeDomain(domain.domid, True)
     except CALL_ERRORS as error:
         raise ResumeError(
-            domain, f"is still suspended, for the hypervisor did not resume it: {error}"
+            domain,
+            f"is still suspended, for the hypervisor did not resume it: {error}. "
+            "Resume it when the cause is mended",
         ) from error
     try:
         yield ResumeStore(domain.domid)
@@ -162,7 +171,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
     Raises:
         NoSuchDomain: it is gone.
         NotSuspended: it is not suspended; nothing was touched.
-        ResumeError: somebody else is at it, or a call failed.
+        ResumeError: somebody else is at it, it is an HVM guest, or a call failed.
     """
     began = now()
     if not (yield Lock(domain.domid)):
@@ -172,6 +181,12 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
         raise NoSuchDomain(f"{domain} is gone")
     if not info.suspended:
         raise NotSuspended(domain, f"is not suspended but {info.state.value}")
+    if info.type is DomainType.HVM:
+        raise ResumeError(
+            domain,
+            "is an HVM guest, and its device model may have been stopped with it: "
+            "resume it with the toolstack that has suspended it",
+        )
     yield from _resume_in_place(domain)
     return Resumption(domain, cooperative=True, total_ns=now() - began)
 
@@ -185,10 +200,13 @@ class _Suspend:
     timeout_ns: int
     late_timeout_ns: int
     phase: Phase = Phase.IDLE
-    failure: Exception | None = None  # the call that failed on the way
     began: int = 0
     requested: int = 0
     acknowledged: int = 0
+    deadline: int = 0
+    # once the result is not wanted any more: what to raise in the end
+    ending: type[SuspendError] | None = None
+    failure: Exception | None = None  # the call that failed on the way
 
     @property
     def home(self) -> str:
@@ -201,36 +219,22 @@ class _Suspend:
     def swap(self, expected: Collection[bytes | None], value: bytes) -> Swap:
         return Swap(self.path, expected, value, owner=self.domain.domid, home=self.home)
 
-    def error(self, kind: type[SuspendError], message: str) -> SuspendError:
+    def error(self, kind: type[E], message: str) -> E:
         elapsed = (self.now() - self.began) / _NS
-        return kind(self.domain, message, phase=self.phase, elapsed=elapsed)
-
-    def interrupted(self, info: DomainInfo | None) -> SuspendInterrupted:
-        """The error for a domain that is gone or has shut down for another reason."""
-        if info is None or info.dying:
-            what, reason = "was destroyed", None
-        else:
-            reason = info.shutdown_reason
-            name = str(info.shutdown_code) if reason is None else reason.name.lower()
-            what = f"has shut down with reason {name}"
-        before = "" if self.phase is Phase.IDLE else " while it was being suspended"
-        error = SuspendInterrupted(
-            self.domain,
-            what + before,
-            phase=self.phase,
-            elapsed=(self.now() - self.began) / _NS,
-        )
-        error.reason = reason
+        error = kind(self.domain, message, phase=self.phase, elapsed=elapsed)
+        if self.failure is not None:
+            error.__cause__ = self.failure
         return error
 
     def run(self) -> Machine[Suspension]:
         self.began = self.now()
+        self.deadline = self.began + self.timeout_ns
         yield from self.prepare()
         try:
             yield from self.request()
-            return (yield from self.converse(self.began + self.timeout_ns))
+            return (yield from self.converse())
         except CALL_ERRORS as error:
-            return (yield from self.abandon(error))
+            return (yield from self.go_on_after(error))
 
     def prepare(self) -> Machine[None]:
         """Everything that can be refused before anything is touched."""
@@ -246,28 +250,53 @@ class _Suspend:
         info = yield from _look(self.domain)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
-        if info.suspended:
-            raise self.error(AlreadySuspended, "is suspended already; resume it first")
-        if info.dying or info.shutdown:
-            raise self.interrupted(info)
+        if self.has_suspended(info):
+            raise self.error(
+                AlreadySuspended,
+                f"is suspended already, by xenpm or in a save or migration. {_WHOSE}",
+            )
+        yield from self.check_fitness(info)
+
+    def check_fitness(self, info: DomainInfo) -> Machine[None]:
+        """Refuse a domain that cannot suspend or must not."""
+        if info.runs_xenstore:
+            raise self.error(
+                SuspendNotSupported, "runs xenstored; without that the whole host would hang"
+            )
+        if info.type is DomainType.HVM:
+            raise self.error(
+                SuspendNotSupported,
+                "is an HVM guest, whose device model (QEMU) would run on and may touch its memory; "
+                "a later release will stop that, too. Until then pause the guest, or use xl",
+            )
+        target = yield Read(f"{self.home}/target")
+        if target is not None:
+            raise self.error(
+                SuspendNotSupported,
+                "is the stub domain that emulates devices for domain "
+                f"{target.decode('utf-8', 'replace')!r}, which would hang without it",
+            )
         if (yield Read(f"{self.home}/control/feature-suspend")) == b"0":
             raise self.error(
                 SuspendNotSupported,
                 "its kernel says that it cannot suspend (control/feature-suspend is 0)",
             )
-        if info.type is DomainType.HVM:
-            if not (yield GetParam(domid, HVM_PARAM_CALLBACK_IRQ)):
-                raise self.error(
-                    SuspendNotSupported, "runs no PV drivers (yet), so it cannot be asked"
-                )
-            if (yield GetParam(domid, HVM_PARAM_ACPI_S_STATE)):
-                raise self.error(
-                    SuspendNotSupported, "sleeps in an ACPI state of its own; wake it first"
-                )
+        if info.type is DomainType.PVH and not (
+            yield GetParam(self.domain.domid, HVM_PARAM_CALLBACK_IRQ)
+        ):
+            # libxc would not set the value that its suspend hypercall returns
+            raise self.error(
+                SuspendNotSupported,
+                "has set up no interrupt for Xen's events (yet), so it could not be resumed",
+            )
 
     def request(self) -> Machine[None]:
         yield Watch(self.path)
-        found = yield self.swap(_FREE, b"suspend")
+        try:
+            found = yield self.swap(_FREE, b"suspend")
+        except CALL_ERRORS as error:
+            yield from self.make_sure_it_does_not_stand(error)
+            raise
         if found not in _FREE:
             raise self.error(
                 SuspendInProgress,
@@ -277,8 +306,89 @@ class _Suspend:
         self.phase = Phase.REQUESTED
         self.requested = self.now()
 
+    def make_sure_it_does_not_stand(self, error: CallError) -> Machine[None]:
+        """A commit whose answer was lost may have written the request."""
+        if error.call != "xs_transaction_end" or isinstance(error, TransactionConflict):
+            return
+        self.failure = error
+        try:
+            yield self.swap((b"suspend",), b"")
+        except CALL_ERRORS as second:
+            raise self.unknown(second) from error
+
+    def converse(self) -> Machine[Suspension]:
+        """Wait for what the guest does, from the request to the end, whatever that is."""
+        while True:
+            wake = yield from self.wait()
+            if wake.store and self.phase is Phase.REQUESTED:
+                yield from self.read_answer()
+            over = wake.timed_out or wake.cancelled
+            if wake.domain or over:
+                # An event may have been missed: the guest's own state has the last word.
+                info = wake.info if wake.domain else (yield from _look(self.domain))
+                if self.has_suspended(info):
+                    if wake.cancelled and self.ending is None:
+                        self.ending = SuspendCancelled
+                    return (yield from self.suspended())
+            if not over:
+                continue
+            if self.ending is None:
+                yield from self.give_up(SuspendCancelled if wake.cancelled else SuspendNotCompleted)
+            elif wake.timed_out:
+                why = "" if self.failure is None else f"{self.failure}; it "
+                raise self.error(
+                    self.ending,
+                    f"{why}took the request to suspend, and still runs "
+                    f"{_seconds(self.now() - self.began)} after it; "
+                    "it may yet suspend: should it, resume it",
+                )
+
+    def wait(self) -> Machine[Wake]:
+        try:
+            wake: Wake = yield Wait(self.domain, self.deadline)
+        except Cancelled:
+            wake = Wake(cancelled=True)
+        return wake
+
+    def has_suspended(self, info: DomainInfo | None) -> bool:
+        """Whether it has; raises when it is gone or has shut down for another reason."""
+        if info is None or info.dying:
+            what, reason = "was destroyed", None
+        elif info.shutdown and not info.suspended:
+            reason = info.shutdown_reason
+            name = str(info.shutdown_code) if reason is None else reason.name.lower()
+            what = f"has shut down with reason {name}"
+        else:
+            return info.suspended
+        before = "" if self.phase is Phase.IDLE else " while it was being suspended"
+        error = self.error(SuspendInterrupted, what + before)
+        error.reason = reason
+        raise error
+
+    def read_answer(self) -> Machine[None]:
+        """See whether the guest has taken the request."""
+        value = yield Read(self.path)
+        if value is None:
+            yield from self.put_back()
+        elif value != b"suspend":
+            self.acknowledge()
+
+    def put_back(self) -> Machine[None]:
+        """Some guests acknowledge by removing the node: put it back, with its permissions."""
+        yield self.swap((None,), b"")
+        # If all its nodes are gone, this is no answer but the domain's destruction.
+        if (yield Read(self.home)) is not None:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        if self.phase is Phase.REQUESTED:
+            self.phase = Phase.ACKNOWLEDGED
+            self.acknowledged = self.now()
+
     def take_back(self) -> Machine[bool]:
         """Take the request back, unless the guest has taken it; says whether it was taken back."""
+        if self.phase is not Phase.REQUESTED:
+            return False
         found = yield self.swap((b"suspend",), b"")
         if found == b"suspend":
             return True
@@ -288,144 +398,91 @@ class _Suspend:
             self.acknowledge()
         return False
 
-    def acknowledge(self) -> None:
-        if self.phase is Phase.REQUESTED:
-            self.phase = Phase.ACKNOWLEDGED
-            self.acknowledged = self.now()
-
-    def converse(
-        self, deadline: int, ending: type[SuspendError] | None = None
-    ) -> Machine[Suspension]:
-        """From the request to the end, whatever that is.
-
-        With `ending` the result is not wanted any more: that is the error to raise at the end.
-        """
-        while True:
-            try:
-                wake: Wake = yield Wait(self.domain, deadline)
-            except Cancelled:
-                wake = Wake(cancelled=True)
-            info, looked = wake.info, wake.domain
-            if wake.store and self.phase is Phase.REQUESTED:
-                value = yield Read(self.path)
-                if value is None:
-                    yield from self.put_back()
-                elif value != b"suspend":
-                    self.acknowledge()
-            if not looked and (wake.timed_out or wake.cancelled):
-                # An event may have been missed: the guest's own state has the last word.
-                info = yield from _look(self.domain)
-                looked = True
-            if looked:
-                if info is None or info.dying:
-                    raise self.interrupted(info)
-                if info.suspended:
-                    if ending is None and not wake.cancelled:
-                        return (yield from self.suspended())
-                    yield from self.undo(ending or SuspendCancelled)
-                if info.shutdown:
-                    raise self.interrupted(info)
-            if ending is not None:
-                if wake.timed_out:
-                    why = "" if self.failure is None else f"{self.failure}; it "
-                    raise self.error(
-                        ending,
-                        f"{why}took the request to suspend, and still runs "
-                        f"{_seconds(self.now() - self.began)} after it; "
-                        "it may yet suspend: should it, resume it",
-                    ) from self.failure
-            elif wake.timed_out or wake.cancelled:
-                if self.phase is Phase.REQUESTED and (yield from self.take_back()):
-                    yield from self.taken_back(wake)
-                ending = SuspendCancelled if wake.cancelled else SuspendNotCompleted
-                deadline = self.now() + self.late_timeout_ns
-
-    def clear(self) -> Machine[None]:
-        """A guest that suspended without taking the request must not find it when it resumes."""
-        if self.phase is Phase.REQUESTED:
-            yield from self.take_back()
-
-    def put_back(self) -> Machine[None]:
-        """Some guests acknowledge by removing the node: put it back, with its permissions."""
-        yield self.swap((None,), b"")
-        # If all its nodes are gone, this is no answer but the domain's destruction.
-        if (yield Read(self.home)) is not None:
-            self.acknowledge()
-
     def suspended(self) -> Machine[Suspension]:
-        yield from self.clear()
+        """It has suspended.  Unless that is wanted, it must not stay so."""
+        if (yield from self.take_back()):
+            raise self.not_by_us()
         self.acknowledge()
         self.phase = Phase.SUSPENDED
-        return Suspension(
-            self.domain,
-            request_ns=self.requested - self.began,
-            acknowledge_ns=self.acknowledged - self.requested,
-            suspend_ns=self.now() - self.acknowledged,
-        )
-
-    def undo(self, ending: type[SuspendError]) -> Machine[NoReturn]:
-        """The guest has suspended when nobody wants it any more: it must not stay dead."""
-        yield from self.clear()
-        self.phase = Phase.SUSPENDED
-        yield from _resume_in_place(self.domain)
-        if ending is SuspendCancelled:
-            raise self.error(ending, "its suspension was cancelled; it has been resumed")
-        if ending is SuspendError:
-            message = f"{self.failure}; it suspended all the same, and has been resumed"
-            raise self.error(ending, message) from self.failure
-        error = SuspendNotCompleted(
-            self.domain,
-            f"suspended only after the deadline of {_seconds(self.timeout_ns)}; "
-            "it has been resumed. Give it a longer timeout",
-            phase=self.phase,
-            elapsed=(self.now() - self.began) / _NS,
-        )
-        error.resumed_late = True
-        raise error
-
-    def taken_back(self, wake: Wake) -> Machine[NoReturn]:
-        """The request is no longer there: one more look, then say so."""
-        info = yield from _look(self.domain)
-        if info is not None and info.suspended:
-            yield from self.undo(SuspendCancelled if wake.cancelled else SuspendNotCompleted)
-        if info is None or info.shutdown or info.dying:
-            raise self.interrupted(info)
-        if wake.cancelled:
-            raise self.error(
-                SuspendCancelled, "its suspension was cancelled; the request has been taken back"
+        if self.ending is None:
+            return Suspension(
+                self.domain,
+                request_ns=self.requested - self.began,
+                acknowledge_ns=self.acknowledged - self.requested,
+                suspend_ns=self.now() - self.acknowledged,
             )
-        advice = (
-            "It is paused: unpause it first"
-            if info.paused
-            else "Is its kernel up, with Xen's suspend support?"
-        )
+        yield from _resume_in_place(self.domain)
+        if self.ending is SuspendNotCompleted:
+            late = self.error(
+                SuspendNotCompleted,
+                f"suspended only after the deadline of {_seconds(self.timeout_ns)}; "
+                "it has been resumed. Give it a longer timeout",
+            )
+            late.resumed_late = True
+            raise late
+        if self.ending is SuspendCancelled:
+            raise self.error(self.ending, "its suspension was cancelled; it has been resumed")
         raise self.error(
-            SuspendNotAcknowledged,
-            f"did not take the request to suspend within {_seconds(self.timeout_ns)}; "
-            f"the request has been taken back, nothing has changed. {advice}",
+            self.ending, f"{self.failure}; it suspended all the same, and has been resumed"
         )
 
-    def abandon(self, error: Exception) -> Machine[Suspension]:
-        """A call failed in the middle: leave the guest running if that is still possible."""
-        if self.phase is Phase.IDLE:
-            raise error
-        self.failure = error
-        try:
-            back = self.phase is Phase.REQUESTED and (yield from self.take_back())
-            info = yield from _look(self.domain)
-            if info is not None and info.suspended:
-                yield from self.undo(SuspendError)
-            if info is None or info.shutdown or info.dying:
-                raise self.interrupted(info) from error
-            if not back:
-                return (yield from self.converse(self.now() + self.late_timeout_ns, SuspendError))
-        except CALL_ERRORS as second:
+    def give_up(self, ending: type[SuspendError]) -> Machine[None]:
+        """The result is not wanted any more: take the request back, or watch on for a while."""
+        if self.ending is None:  # never longer than both timeouts together
+            self.deadline = min(self.now(), self.deadline) + self.late_timeout_ns
+        self.ending = ending
+        if not (yield from self.take_back()):
+            return
+        info = yield from _look(self.domain)
+        if self.has_suspended(info):
+            raise self.not_by_us()
+        if ending is SuspendNotCompleted:
+            advice = (
+                "It is paused: unpause it first"
+                if info is not None and info.paused
+                else "Is its kernel up, with Xen's suspend support?"
+            )
             raise self.error(
-                SuspendError,
-                f"{error}; its state is unknown ({second}); it may yet suspend: should it, "
-                "resume it",
-            ) from error
-        raise self.error(SuspendError, f"{error}; the request has been taken back") from error
+                SuspendNotAcknowledged,
+                f"did not take the request to suspend within {_seconds(self.timeout_ns)}; "
+                f"the request has been taken back, nothing has changed. {advice}",
+            )
+        why = "its suspension was cancelled" if self.failure is None else str(self.failure)
+        raise self.error(ending, f"{why}; the request has been taken back")
+
+    def go_on_after(self, failure: CallError) -> Machine[Suspension]:
+        """A call failed in the middle: leave the guest running, if that is still possible."""
+        if self.phase is Phase.IDLE:
+            raise failure
+        self.failure = failure
+        try:
+            yield from self.give_up(SuspendError)
+            if self.has_suspended((yield from _look(self.domain))):
+                return (yield from self.suspended())
+            return (yield from self.converse())
+        except CALL_ERRORS as second:
+            raise self.unknown(second) from failure
+
+    def not_by_us(self) -> SuspendError:
+        """The error for a guest that suspended and had not taken our request: leave it alone."""
+        return self.error(
+            SuspendInProgress,
+            "is suspended, but without having taken the request, which has been taken back: "
+            f"somebody else is saving or migrating it. {_WHOSE}",
+        )
+
+    def unknown(self, second: Exception) -> SuspendError:
+        """The error when after a failed call another one fails."""
+        stands = (
+            ""
+            if self.phase is Phase.ACKNOWLEDGED
+            else f" The request may still stand; clear it: xenstore-write {self.path} ''"
+        )
+        return self.error(
+            SuspendError,
+            f"{self.failure}; then {second}; so its state is unknown, and it may yet suspend: "
+            f"should it, resume it.{stands}",
+        )
 
 
 def suspend(
@@ -452,5 +509,6 @@ def suspend(
         SuspendCancelled: `Cancelled` was thrown into the machine.
         ResumeError: it suspended late and could not be resumed.
         SuspendError: a call to Xen failed in the middle; the message says what state it is in.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
     return _Suspend(domain, now, timeout_ns, late_timeout_ns).run()

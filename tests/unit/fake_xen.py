@@ -33,7 +33,6 @@ SECOND = 1000 * MS
 RELEASE_DOMAIN = "@releaseDomain"
 INTRODUCE_DOMAIN = "@introduceDomain"
 CALLBACK_IRQ = 0  # HVM_PARAM_CALLBACK_IRQ of public/hvm/params.h
-ACPI_S_STATE = 14  # HVM_PARAM_ACPI_S_STATE
 
 #: the C function behind each method of the ports, as it stands in errors
 C_NAMES = {

@@ -128,17 +128,36 @@ def test_suspension_without_an_event_is_seen_when_interrupted(
     assert_runs_on(guest)
 
 
-@pytest.mark.parametrize("what", ["acknowledge", "suspend"])
-def test_the_request_is_taken_while_it_is_taken_back(
-    xen: FakeXen, host: xenpm.Host, what: str
-) -> None:
+def test_the_request_is_taken_while_it_is_taken_back(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web", acknowledge_ns=None)
     xen.after(10 * MS, interrupt)
-    xen.before("transaction_end", getattr(guest, what), nth=2)
+    xen.before("transaction_end", guest.acknowledge, nth=2)
     with pytest.raises(KeyboardInterrupt):
         host.domain("web").suspend()
     assert (guest.suspensions, guest.resumptions) == (1, 1)
     assert_runs_on(guest)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_guest_that_somebody_else_suspends_is_left_alone_and_named(
+    xen: FakeXen, host: xenpm.Host, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=None)
+
+    def both() -> None:
+        guest.suspend()
+        interrupt()
+
+    if when == "before":
+        xen.after(10 * MS, both)
+    else:
+        xen.after(10 * MS, interrupt)
+        xen.before("transaction_end", guest.suspend, nth=2)
+    with pytest.raises(KeyboardInterrupt):
+        host.domain("web").suspend()
+    assert (guest.suspensions, guest.resumptions) == (1, 0)
+    assert "web (domain 1): is suspended, but without" in caplog.text
+    assert_nothing_left(xen)
 
 
 def test_it_crashes_after_the_interruption(xen: FakeXen, host: xenpm.Host) -> None:

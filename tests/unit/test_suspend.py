@@ -10,6 +10,7 @@ import pytest
 
 import xenpm
 from xenpm import DomainType, Phase, ShutdownReason
+from xenpm.errors import store_error
 
 from .checks import (
     assert_nothing_left,
@@ -19,13 +20,13 @@ from .checks import (
     outcome_of,
 )
 from .fake_xen import (
-    ACPI_S_STATE,
     CALLBACK_IRQ,
     MS,
     RELEASE_DOMAIN,
     SECOND,
     STORE_REQUESTS,
     FakeGuest,
+    FakeStore,
     FakeXen,
 )
 
@@ -46,7 +47,7 @@ def suspend(host: xenpm.Host, name: str = "web") -> xenpm.Suspension:
 # -- the good case
 
 
-@pytest.mark.parametrize("kind", list(DomainType))
+@pytest.mark.parametrize("kind", [DomainType.PV, DomainType.PVH])
 def test_suspend_and_resume(xen: FakeXen, host: xenpm.Host, kind: DomainType) -> None:
     guest = xen.add_guest("web", type=kind, acknowledge_ns=2 * MS, suspend_ns=30 * MS)
     domain = host.domain("web")
@@ -96,14 +97,6 @@ def test_any_way_of_acknowledging(xen: FakeXen, host: xenpm.Host, how: str) -> N
     guest = xen.add_guest("web", acknowledge_by=how)
     suspension = suspend(host)
     assert (suspension.acknowledge_ns, suspension.suspend_ns) == (1 * MS, 40 * MS)
-    assert guest.suspended
-    assert_nothing_left(xen)
-
-
-def test_suspends_without_acknowledging(xen: FakeXen, host: xenpm.Host) -> None:
-    """Somebody else saves it, say; then our request must not be left behind."""
-    guest = xen.add_guest("web", acknowledge_by="nothing")
-    assert suspend(host).total_ns == 41 * MS
     assert guest.suspended
     assert_nothing_left(xen)
 
@@ -167,7 +160,7 @@ def test_already_suspended(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web")
     suspend(host)
     before = xen.calls["write"]
-    with pytest.raises(xenpm.AlreadySuspended, match="resume it first") as caught:
+    with pytest.raises(xenpm.AlreadySuspended, match="nobody is saving or migrating") as caught:
         suspend(host)
     assert caught.value.phase is Phase.IDLE
     assert guest.suspended
@@ -217,14 +210,37 @@ def test_kernel_that_cannot(xen: FakeXen, host: xenpm.Host) -> None:
     refuses(xen, host, "feature-suspend")
 
 
-def test_hvm_without_pv_drivers(xen: FakeXen, host: xenpm.Host) -> None:
-    xen.add_guest("web", type=DomainType.HVM, hvm_params={CALLBACK_IRQ: 0})
-    refuses(xen, host, "no PV drivers")
+def test_hvm(xen: FakeXen, host: xenpm.Host) -> None:
+    """Its device model is not stopped yet; the one that has suspended it resumes it."""
+    guest = xen.add_guest("web", type=DomainType.HVM)
+    refuses(xen, host, r"device model.*later release")
+    guest.suspend()
+    with pytest.raises(xenpm.ResumeError, match=r"HVM guest.*toolstack that has suspended it"):
+        host.domain("web").resume()
+    assert guest.suspended
+    assert guest.resumptions == 0
 
 
-def test_hvm_asleep_by_itself(xen: FakeXen, host: xenpm.Host) -> None:
-    xen.add_guest("web", type=DomainType.HVM, hvm_params={ACPI_S_STATE: 3})
-    refuses(xen, host, "ACPI")
+def test_pvh_that_cannot_be_resumed(xen: FakeXen, host: xenpm.Host) -> None:
+    """libxc sets the value that its suspend hypercall returns only when it has the interrupt."""
+    xen.add_guest("web", hvm_params={CALLBACK_IRQ: 0})
+    refuses(xen, host, "no interrupt for Xen's events")
+
+
+def test_xenstore_domain(xen: FakeXen, host: xenpm.Host) -> None:
+    """It answers no request while it is paused or suspended: the host would hang."""
+    guest = xen.add_guest("web", runs_xenstore=True)
+    refuses(xen, host, "runs xenstored")
+    with pytest.raises(xenpm.XenError, match="runs xenstored"):
+        host.domain("web").pause()
+    assert guest.pause_count == 0
+
+
+def test_stub_domain(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web")
+    xen.toolstack.write(f"{guest.home}/target", b"7")
+    xen.calls.clear()
+    refuses(xen, host, "stub domain that emulates devices for domain '7'")
 
 
 def test_domain_0(xen: FakeXen, host: xenpm.Host) -> None:
@@ -316,17 +332,6 @@ def test_acknowledged_by_deleting_at_the_last_moment(xen: FakeXen, host: xenpm.H
     assert_runs_on(guest)
 
 
-def test_suspended_at_the_last_moment(xen: FakeXen, host: xenpm.Host) -> None:
-    """It suspends without taking the request, after the last look and before the taking back."""
-    guest = xen.add_guest("web", acknowledge_ns=None)
-    at_the_last_moment(xen, guest.suspend)
-    with pytest.raises(xenpm.SuspendNotCompleted) as caught:
-        suspend(host)
-    assert caught.value.resumed_late
-    assert (guest.suspensions, guest.resumptions) == (1, 1)
-    assert_runs_on(guest)
-
-
 @pytest.mark.parametrize("what", ["crash", "power_off", "destroy", "reboot"])
 def test_dead_at_the_last_moment(xen: FakeXen, host: xenpm.Host, what: str) -> None:
     guest = xen.add_guest("web", acknowledge_ns=None)
@@ -405,6 +410,47 @@ def test_missed_crash_is_seen_at_the_deadline(xen: FakeXen, host: xenpm.Host) ->
     xen.after(500 * MS, guest.crash)
     with pytest.raises(xenpm.SuspendInterrupted):
         suspend(host)
+
+
+# -- suspended by somebody else, who saves or migrates it: without taking our request
+
+
+def assert_left_alone(guest: FakeGuest, outcome: object) -> None:
+    assert isinstance(outcome, xenpm.SuspendInProgress)
+    assert "somebody else is saving or migrating it" in str(outcome)
+    assert "has been taken back" in str(outcome)
+    assert guest.suspended
+    assert guest.resumptions == 0, "it was resumed in the middle of somebody else's save"
+    assert_nothing_left(guest.xen)
+
+
+def test_saved_by_somebody_else(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", acknowledge_by="nothing")
+    assert_left_alone(guest, outcome_of(lambda: suspend(host)))
+
+
+def test_saved_by_somebody_else_at_the_deadline(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=None)
+    forget_xs_resume(guest)
+    xen.after(500 * MS, guest.suspend)
+    assert_left_alone(guest, outcome_of(lambda: suspend(host)))
+
+
+@pytest.mark.parametrize("call", ["transaction_start", "transaction_end"])
+def test_saved_by_somebody_else_at_the_last_moment(
+    xen: FakeXen, host: xenpm.Host, call: str
+) -> None:
+    """After the last look, while the request is taken back."""
+    guest = xen.add_guest("web", acknowledge_ns=None)
+    at_the_last_moment(xen, guest.suspend, call)
+    assert_left_alone(guest, outcome_of(lambda: suspend(host)))
+
+
+@pytest.mark.parametrize("name", ["domain_list", "check_watch"])
+def test_saved_by_somebody_else_and_a_failure(xen: FakeXen, host: xenpm.Host, name: str) -> None:
+    guest = xen.add_guest("web", acknowledge_by="nothing")
+    xen.after(20 * MS, lambda: xen.fail(name, errno.EIO))
+    assert_left_alone(guest, outcome_of(lambda: suspend(host)))
 
 
 # -- death in each phase
@@ -571,13 +617,64 @@ def test_failed_transaction_is_aborted(xen: FakeXen, host: xenpm.Host) -> None:
         assert_runs_on(guest)
 
 
-def test_suspended_without_acknowledging_and_a_failure(xen: FakeXen, host: xenpm.Host) -> None:
-    """It is suspended, and the error may not say that it is not."""
-    guest = xen.add_guest("web", acknowledge_by="nothing")
+def test_failure_in_the_late_watch_does_not_make_it_longer(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", suspend_ns=None)
+    xen.after(2500 * MS, lambda: xen.fail("check_watch", errno.EIO))
+    xen.after(2500 * MS, lambda: xen.store.fire(guest.request_path))
+    with pytest.raises(
+        xenpm.SuspendError, match=r"^web.*xs_check_watch.*may yet suspend"
+    ) as caught:
+        suspend(host)
+    assert caught.value.elapsed == TIMEOUT + LATE
+    assert_runs_on(guest)
+
+
+def lose_answer(xen: FakeXen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next commit is made, and the answer to it is lost."""
+    commit = FakeStore.transaction_end
+
+    def transaction_end(store: FakeStore, transaction: int, abort: bool = False) -> None:
+        monkeypatch.setattr(FakeStore, "transaction_end", commit)
+        commit(store, transaction, abort)
+        raise store_error("xs_transaction_end", errno.EIO)
+
+    assert xen.calls["transaction_end"] == 0
+    monkeypatch.setattr(FakeStore, "transaction_end", transaction_end)
+
+
+def test_request_whose_answer_is_lost_is_taken_back(
+    xen: FakeXen, host: xenpm.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=100 * MS)
+    lose_answer(xen, monkeypatch)
+    with pytest.raises(xenpm.StoreError):
+        suspend(host)
+    assert_runs_on(guest)
+    assert guest.suspensions == 0
+
+
+def test_request_that_stands_is_told(
+    xen: FakeXen, host: xenpm.Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks with the commit: the request may stand, and nobody can look."""
+    guest = xen.add_guest("web", acknowledge_ns=None)
     domain = host.domain("web")
-    xen.fail("transaction_end", errno.EIO, nth=2)
-    outcome = outcome_of(domain.suspend)
-    assert guest.running or "was not suspended" not in str(outcome)
+    lose_answer(xen, monkeypatch)
+    xen.fail("transaction_start", errno.EBADF, nth=2, times=None)
+    with pytest.raises(xenpm.SuspendError, match="may yet suspend") as caught:
+        domain.suspend()
+    assert f"clear it: xenstore-write {guest.request_path} ''" in str(caught.value)
+    assert guest.request == b"suspend"
+
+
+def test_request_that_cannot_be_taken_back_is_told(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=None)
+    domain = host.domain("web")
+    xen.fail("transaction_end", errno.EAGAIN, nth=2, times=None)
+    with pytest.raises(xenpm.SuspendError, match=r"changed 100 times.*may yet suspend") as caught:
+        domain.suspend(timeout=1)
+    assert type(caught.value) is xenpm.SuspendError
+    assert f"clear it: xenstore-write {guest.request_path} ''" in str(caught.value)
 
 
 def test_endless_conflicts(xen: FakeXen, host: xenpm.Host) -> None:
@@ -639,7 +736,7 @@ def test_any_call_failing_once(name: str) -> None:
     for code in (errno.EIO, errno.EPERM, errno.ENOSPC):
         for nth in range(1, 9):
             xen = FakeXen()
-            guest = xen.add_guest("web", type=DomainType.HVM, acknowledge_by="deleting")
+            guest = xen.add_guest("web", type=DomainType.PVH, acknowledge_by="deleting")
             domain = xenpm.Host(ports=xen.ports()).domain("web")
             xen.fail(name, code, nth)
             outcome = outcome_of(domain.suspend)

@@ -2,7 +2,8 @@
 """libxenstore: a connection to xenstored.
 
 Every method makes its C call without the GIL and under the handle's own lock, which is held without
-the GIL only: no Python code ever runs below it.  A failed request becomes a :class:`xenpm.StoreError` (:class:`xenpm.NoSuchNode`, :class:`xenpm.TransactionConflict`,
+the GIL only: no Python code ever runs below it.  A failed request becomes a
+:class:`xenpm.StoreError` (:class:`xenpm.NoSuchNode`, :class:`xenpm.TransactionConflict`,
 :class:`xenpm.QuotaExceeded`) or :class:`xenpm.NotPermitted` with the function's name and the error
 number.  Values are bytes; paths are str, limited as in Xen's docs/misc/xenstore.txt.
 
@@ -126,7 +127,7 @@ cdef class Xenstore:
         return 0
 
     cdef bint _begin(self) noexcept nogil:
-        """Take the handle; whether it is open.  If so, a request may be made, and `_end` follows."""
+        """Take the handle; whether it is open.  If so, a request may follow, and `_end` must."""
         PyThread_acquire_lock(self._lock, WAIT_LOCK)
         if self._xs == NULL:
             PyThread_release_lock(self._lock)
