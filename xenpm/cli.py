@@ -2,7 +2,10 @@
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed; 2 wrong usage; 3 no Xen host
 here, or not root; 4 no such domain, nothing was touched; 130, 143 and 129 interrupted by Ctrl-C,
-SIGTERM and SIGHUP, and guests that could not be put back are named on standard error.
+SIGTERM and SIGHUP.
+
+Results go to standard output.  What failed, and after an interruption each guest that could not be
+put back, is named on standard error.
 """
 
 from __future__ import annotations
@@ -45,11 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         "4 no such domain, 130/143/129 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"xenpm {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what Xen's libraries say")
+    _add_verbose(parser, default=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON instead of text")
+    _add_verbose(common, default=argparse.SUPPRESS)  # or it would undo one before the verb
     domains = argparse.ArgumentParser(add_help=False)
     domains.add_argument(
         "domains", nargs="+", type=_reference, metavar="DOMAIN", help="domid, name or UUID"
@@ -65,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         "-L",
         "--lightweight",
         action="store_true",
-        required=True,
         help="leave their memory in place (the only way so far, so it must be given)",
     )
     suspend.add_argument(
@@ -92,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_verbose(parser: argparse.ArgumentParser, *, default: bool | str) -> None:
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=default,
+        help="log what Xen's libraries say",
+    )
+
+
 def _reference(text: str) -> str:
     """A domain named on the command line."""
     if not text:
@@ -111,7 +124,13 @@ def _timeout(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.verb == "suspend" and not options.lightweight:
+        parser.error(
+            "suspend: give -L (--lightweight), which leaves the guests' memory in place; "
+            "to write it to disk, use xl save"
+        )
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     # With a handler that raises, these put everything back like Ctrl-C does.

@@ -136,6 +136,8 @@ class Connection:
         if reference == "":
             raise ValueError("a domain's name must not be empty")
         if isinstance(reference, str) and reference.isascii() and reference.isdigit():
+            if len(reference) > _MOST_DIGITS:
+                raise NoSuchDomain(f"there is no domain {reference[:_MOST_DIGITS]}…")
             reference = int(reference)  # as xl does
         if isinstance(reference, int):
             known = reference <= _LAST_DOMID
@@ -168,14 +170,17 @@ class Connection:
 
 
 _LAST_DOMID = 0x7FEF  # DOMID_FIRST_RESERVED of public/xen.h, less one
+_MOST_DIGITS = 100  # Python refuses to convert thousands of them
 _of_thread = threading.local()
 
 
 def _uuid(text: str) -> UUID | None:
+    """The UUID that is written so, in the usual form alone."""
     try:
-        return UUID(text) if len(text) == 36 else None
+        uuid = UUID(text)
     except ValueError:
         return None
+    return uuid if str(uuid) == text.lower() else None
 
 
 def timeout_ns(seconds: float, name: str) -> int:

@@ -118,7 +118,7 @@ def _test(options: argparse.Namespace) -> int:
     seconds = options.deadline or (6 * 3600 if options.soak else runner.MODULE_SECONDS)
     mark = "soak" if options.soak else "core" if options.core else ""
     tally = runner.play(release.name, options.paths, words, seconds, mark)
-    failed = tally.failed + len(tally.complaints)
+    failed = len(tally.failures) + len(tally.complaints)
     print(f"{tally.passed} passed, {failed} failed, {tally.skipped} skipped", flush=True)
     return 0 if tally.good else 1
 

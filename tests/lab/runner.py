@@ -41,21 +41,23 @@ class Tally:
     """What came out of some tests."""
 
     passed: int = 0
-    failed: int = 0
     skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+    """the failed tests, each with its reason"""
     complaints: list[str] = field(default_factory=list)
+    """what else was not as it should be"""
 
     def add(self, other: Tally) -> None:
         """Count the other's tests among ours."""
         self.passed += other.passed
-        self.failed += other.failed
         self.skipped += other.skipped
+        self.failures += other.failures
         self.complaints += other.complaints
 
     @property
     def good(self) -> bool:
         """Whether something was tested and nothing failed."""
-        return self.failed == 0 and not self.complaints and self.passed > 0
+        return not self.failures and not self.complaints and self.passed > 0
 
 
 def modules(paths: list[str], mark: str = "") -> list[Path]:
@@ -113,8 +115,9 @@ def play(
     carry.build(image(release_named(release)))
     for module in plan:
         total.add(_module(release, module, pytest_options, seconds))
-    for complaint in total.complaints:
-        print(f"[{release}] {complaint}", flush=True)
+    # Said last too: the end of a log is what is read first.
+    for line in total.failures + total.complaints:
+        print(f"[{release}] {line}", flush=True)
     return total
 
 
@@ -135,7 +138,7 @@ def _module(release: str, module: Module, options: list[str], seconds: float) ->
     try:
         with carry.host(release, module.scene) as machine:
             tally.add(_in_dom0(machine, module, options, seconds))
-            if tally.failed or tally.complaints:
+            if tally.failures or tally.complaints:
                 results = RESULTS / release / module.path.stem
                 _keep_evidence(machine, results)
                 say(f"{release}: what it left behind is in {results.relative_to(carry.ROOT)}/")
@@ -161,7 +164,7 @@ def _in_dom0(machine: Machine, module: Module, options: list[str], seconds: floa
         # 5: no test was selected, which is for the sum of all modules to judge.
         if status not in (0, 1, 5):
             tally.complaints.append(f"{module.path}: pytest ended with status {status}")
-        elif status == 1 and tally.failed == 0:
+        elif status == 1 and not tally.failures:
             tally.complaints.append(f"{module.path}: pytest failed, but counts no failure")
         tally.complaints += [f"{module.path}: {line}" for line in _trouble(machine)]
     except (LabError, ET.ParseError) as problem:
@@ -171,13 +174,15 @@ def _in_dom0(machine: Machine, module: Module, options: list[str], seconds: floa
 
 def _counts(junit: bytes) -> Tally:
     tally = Tally()
-    for suite in ET.fromstring(junit).iter("testsuite"):
-        tests, errors, failures, skipped = (
-            int(suite.get(name, "0")) for name in ("tests", "errors", "failures", "skipped")
-        )
-        tally.failed += errors + failures
-        tally.skipped += skipped
-        tally.passed += max(0, tests - errors - failures - skipped)
+    for case in ET.fromstring(junit).iter("testcase"):
+        bad = [part for part in case if part.tag in ("failure", "error")]
+        if bad:
+            why = (bad[0].get("message") or "").partition("\n")[0]
+            tally.failures.append(f"{case.get('classname')}::{case.get('name')} failed: {why}")
+        elif case.find("skipped") is not None:
+            tally.skipped += 1
+        else:
+            tally.passed += 1
     return tally
 
 

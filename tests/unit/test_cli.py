@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -238,6 +239,24 @@ def test_wrong_usage(xen: FakeXen, capsys: Capture, arguments: list[str]) -> Non
     assert output == ""
     assert complaints
     assert web.suspensions == 0
+
+
+def test_the_missing_option_is_explained(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web")
+    assert "give -L (--lightweight)" in run(capsys, "suspend", "web")[2]
+
+
+@pytest.mark.parametrize("arguments", [("-v", "list"), ("list", "-v"), ("list", "--verbose")])
+@pytest.mark.usefixtures("xen")
+def test_verbose_anywhere(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    levels: list[object] = []
+    monkeypatch.setattr(
+        "xenpm.cli.logging.basicConfig", lambda **settings: levels.append(settings["level"])
+    )
+    assert run(capsys, *arguments)[0] == 0
+    assert levels == [logging.DEBUG]
 
 
 def test_help_and_version(capsys: Capture) -> None:

@@ -99,9 +99,15 @@ def test_ambiguous_uuid(xen: FakeXen, host: xenpm.Host) -> None:
         host.domain(one.uuid)
 
 
-def test_name_that_looks_like_a_uuid(xen: FakeXen, host: xenpm.Host) -> None:
-    xen.add_guest("x" * 36)
-    assert host.domain("x" * 36).domid == 1
+def test_digits_without_end(host: xenpm.Host) -> None:
+    with pytest.raises(xenpm.NoSuchDomain, match="there is no domain 111"):
+        host.domain("1" * 5000)
+
+
+@pytest.mark.parametrize("name", ["x" * 36, "{" + "a" * 32 + "}", "a" * 32 + "----"])
+def test_name_that_looks_like_a_uuid(xen: FakeXen, host: xenpm.Host, name: str) -> None:
+    xen.add_guest(name)
+    assert host.domain(name).domid == 1
 
 
 def test_domain_without_a_name(xen: FakeXen, host: xenpm.Host) -> None:
