@@ -24,14 +24,14 @@ help:  ## show this
 demo: lab-build  ## suspend and resume real guests on a real Xen host, and show it
 	$(LAB) demo $(RELEASE)
 
-test: images lint unit docs  ## everything but soaks on Xen 4.17, the core on 4.14 and 4.20
+test: images lint unit docs build  ## everything but soaks on Xen 4.17, the core on 4.14 and 4.20
 	$(LAB) test bookworm tests/lab/selftest tests/xen
 	$(BIN)/python -m pytest tests/host
 	$(LAB) test bullseye --core
 	$(LAB) test trixie --core
 	$(LAB) check-install $(RELEASES)
 
-test-all: images lint unit docs  ## everything but soaks on all three releases
+test-all: images lint unit docs build  ## everything but soaks on all three releases
 	for release in $(RELEASES); do $(LAB) test $$release tests/lab/selftest tests/xen || exit 1; done
 	$(BIN)/python -m pytest tests/host
 	$(LAB) check-install $(RELEASES)

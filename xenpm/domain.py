@@ -35,19 +35,29 @@ class Domain:
     It means the domain that the reference meant when this object was made: after a reboot a guest
     is a new domain, and every verb of the old object raises `NoSuchDomain`.
 
+    It stands on this thread's own connection to Xen, opened when first needed; a `Host` gives
+    domains on its own.
+
     Args:
         reference: domid (int, or a str of digits), name (str) or UUID (`uuid.UUID`, or its usual
             form of 36 characters as a str).
-        connection: which connection to Xen to use; this thread's own when None.
 
     Raises:
         NoSuchDomain: no domain is called so.
         NotXenHost, NotPermitted, LibraryMismatch: see `Host`.
     """
 
-    def __init__(self, reference: Reference, *, connection: Connection | None = None) -> None:
-        self._connection = Connection.default() if connection is None else connection
+    def __init__(self, reference: Reference) -> None:
+        self._connection = Connection.default()
         self._ref = self._connection.find(reference)
+
+    @classmethod
+    def _on(cls, connection: Connection, reference: Reference) -> Domain:
+        """The domain that a reference means, on that connection."""
+        domain = cls.__new__(cls)
+        domain._connection = connection
+        domain._ref = connection.find(reference)
+        return domain
 
     def __repr__(self) -> str:
         return f"<xenpm.Domain {self._ref.domid} {self._ref.name!r}>"

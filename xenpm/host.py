@@ -61,12 +61,12 @@ class Host:
         Raises:
             NoSuchDomain: no domain is called so.
         """
-        return Domain(reference, connection=self._connection)
+        return Domain._on(self._connection, reference)
 
     def domains(self) -> list[Domain]:
         """All domains but domain 0, by rising domid: ``xc_domain_getinfolist``."""
         return [
-            Domain(ref, connection=self._connection)
+            Domain._on(self._connection, ref)
             for ref in self._connection.domains()
             if ref.domid != 0
         ]
