@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,17 @@ def lab() -> Iterator[subprocess.Popen[str]]:
         pytest.fail(f"the lab ended with {process.wait()} and ran no command in dom0")
     yield process
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def _machines(lab: subprocess.Popen[str]) -> list[int]:
     """The emulators that the lab has started."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        name, _, rest = status.read_text().rpartition(")")
-        if "qemu-system" in name and int(rest.split()[1]) == lab.pid:
-            found.append(int(status.parent.name))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            name, _, rest = status.read_text().rpartition(")")
+            if "qemu-system" in name and int(rest.split()[1]) == lab.pid:
+                found.append(int(status.parent.name))
     return found
 
 
