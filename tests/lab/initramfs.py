@@ -9,8 +9,11 @@ from pathlib import Path
 from . import cache, chroot, cpio
 from .image import Image
 
-WORKER = Path(__file__).parent / "guest" / "work.c"
-MODULES = ["xen-blkfront", "xen-netfront", "xen-pcifront", "e1000e", "9pnet_xen"]
+WORKER = Path(__file__).parent / "guest"
+MODULES = [
+    "xen-blkfront", "xen-netfront", "xen-pcifront", "e1000e",
+    "xen-blkback", "xen-netback", "bridge",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,17 @@ class Initramfs:
 
 def initramfs(image: Image) -> Initramfs:
     """The initramfs for the kernel of an image, built when the cache has none."""
-    key = cache.digest(image.key, MODULES, WORKER.read_bytes(), "recipe 2")
+    key = cache.digest(image.key, MODULES, cache.digest_files(WORKER), "recipe 3")
     kind = f"guest-{image.release.name}"
     return Initramfs(cache.entry(kind, key, lambda work: _build(image, work)))
 
 
 def _build(image: Image, work: Path) -> None:
-    shutil.copy(WORKER, work)
+    shutil.copytree(WORKER, work / "source")
     # The image has a compiler, so the outside needs none.
     chroot.run(
         image.root,
-        "gcc -static -O2 -Wall -Wextra -Werror -o /mnt/work /mnt/work.c && strip /mnt/work",
+        "gcc -static -O2 -Wall -Wextra -Werror -o /mnt/work /mnt/source/*.c && strip /mnt/work",
         binds={work: "/mnt"},
     )
     archive = cpio.Archive()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .cache import LabError
 
+CARD = "0000:00:10.0"  # as machine.py plugs it
+
 
 @dataclass(frozen=True)
 class Guest:
@@ -18,17 +20,34 @@ class Guest:
     memory_mib: int = 128
     disk_mib: int = 0
     """size of /dev/xvda, a loop device over a file in dom0; 0: none"""
+    disk_from: str = ""
+    """the storage driver domain whose /dev/xvda is this one's"""
+    card: bool = False
+    """whether it owns the host's second network card"""
+    net_from: str = ""
+    """the network driver domain that its eth0 hangs on"""
+    address: str = ""
+    """of its eth0, or of the bridge that eth0 is a port of"""
     stallable: bool = False
     """put a device-mapper device NAME-disk between, so that `dmsetup suspend` can stall the disk"""
     preserved: bool = False
     """whether xl leaves it as it is when it has crashed, rebooted or powered off"""
     work: str = ""
-    """what it does besides counting: io, xs (comma list)"""
+    """what it does besides counting (comma list): io, xs, ping; backends: serve other guests, with
+    bridge: also its network"""
 
     @property
     def modules(self) -> list[str]:
         """The kernel modules it loads at boot."""
-        return ["xen_blkfront"] if self.disk_mib else []
+        works = self.work.split(",")
+        wanted = {
+            "xen_blkfront": self.disk_mib or self.disk_from,
+            "xen_netfront": self.net_from,
+            "xen_pcifront pps_core ptp e1000e": self.card,
+            "xen_blkback xen_netback": "backends" in works,
+            "llc stp bridge": "bridge" in works,
+        }
+        return [name for names, want in wanted.items() if want for name in names.split()]
 
     @property
     def disk(self) -> str:
@@ -39,7 +58,9 @@ class Guest:
     def options(self) -> str:
         """Its kernel's command line."""
         extra = "console=hvc0 panic=-1 rdinit=/init"
-        return extra + f" modules={','.join(self.modules)} work={self.work}"
+        if self.card and self.kind == "pv":
+            extra += " iommu=soft swiotlb=force"  # it has no other memory that the card can reach
+        return extra + f" modules={','.join(self.modules)} work={self.work} address={self.address}"
 
     def config(self) -> str:
         """Its configuration for xl."""
@@ -54,17 +75,30 @@ class Guest:
         ]
         if self.preserved:
             lines += [f'on_{end} = "preserve"' for end in ("crash", "reboot", "poweroff")]
-        if self.disk_mib:
+        if self.disk_from:
+            disk = f"backend={self.disk_from},format=raw,vdev=xvda,access=rw,target=/dev/xvda"
+            lines.append(f'disk = ["{disk}"]')
+        elif self.disk_mib:
             lines.append(f'disk = ["phy:{self.disk},xvda,w"]')
+        if self.net_from:
+            lines.append(f'vif = ["backend={self.net_from}"]')
+        if self.card:
+            lines.append(f'pci = ["{CARD}"]')
         return "\n".join(lines) + "\n"
 
+    @property
+    def serves(self) -> bool:
+        """Whether others need it while they boot."""
+        return "backends" in self.work.split(",")
+
     def prepare(self) -> list[str]:
-        """Shell commands in dom0 that make its disk, once."""
+        """Shell commands in dom0 that make its disk and free its card, once."""
+        lines = [f"modprobe xen-pciback && xl pci-assignable-add {CARD}"] if self.card else []
         if not self.disk_mib:
-            return []
+            return lines
         path = f"/root/guests/{self.name}.img"
         # A link whose name says whose disk it is: loop devices are numbered as they come.
-        lines = [f"truncate -s {self.disk_mib}M {path}", f"loop=$(losetup -f --show {path})"]
+        lines += [f"truncate -s {self.disk_mib}M {path}", f"loop=$(losetup -f --show {path})"]
         if self.stallable:
             table = f"0 {self.disk_mib * 2048} linear $loop 0"
             lines.append(f'dmsetup create {self.name}-disk --table "{table}"')
@@ -107,6 +141,17 @@ SCENES = {
             Guest("victim-pvh", "pvh", preserved=True),
             Guest("stall", disk_mib=16, stallable=True, preserved=True),
             Guest("bystander"),
+        )),
+        Scene("card", (
+            Guest("card", card=True, address="10.0.2.40", work="ping"),
+            Guest("plain"),
+        )),
+        # three levels: both of the last need store or net, and store needs net
+        Scene("drivers", (
+            Guest("net", card=True, address="10.0.2.40", work="backends,bridge,ping"),
+            Guest("store", disk_mib=64, net_from="net", address="10.0.2.41", work="backends,ping"),
+            Guest("disk", disk_from="store", net_from="net", address="10.0.2.42", work="ping,io"),
+            Guest("wire", net_from="net", address="10.0.2.43", work="ping"),
         )),
     )
 }  # fmt: skip

@@ -148,12 +148,13 @@ def _play(
         # under emulation a PVH guest that boots beside others dies at times.
         for each in sorted(scene.guests, key=lambda each: each.kind != "pvh"):
             _create(host, each)
-            _xl(host, "pause", [each])
+            if not each.serves:
+                _xl(host, "pause", [each])
         workers = [each for each in scene.guests if each.work]
         if workers:
-            _xl(host, "unpause", workers)
+            _xl(host, "unpause", [each for each in workers if not each.serves])
             host.ssh(_START.format(names=" ".join(each.name for each in workers)))
-            _xl(host, "pause", workers)
+            _xl(host, "pause", reversed(workers))
         say(f"{name}: all guests count, after {time.monotonic() - began:.0f} s")
         _freeze(host, work)
 

@@ -6,6 +6,7 @@
  * is how dom0 is to see it.
  */
 #define _GNU_SOURCE
+#include "work.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -26,23 +27,12 @@
 #include <unistd.h>
 #include <linux/fs.h>
 
-enum { XS_READ = 2, XS_WATCH = 4, XS_TRANSACTION_START = 6, XS_TRANSACTION_END = 7, XS_WRITE = 11,
-       XS_WATCH_EVENT = 15, XS_ERROR = 16 };
-
 struct header { uint32_t type, request, transaction, length; };
 
-enum { WORKERS = 4, CPUS = 16, BLOCK = 4096, LARGEST = 16 };
-
-struct totals {
-	volatile int working;
-	volatile uint64_t counts[CPUS], io_ops, io_errors, io_verified;
-	struct { volatile uint64_t commits, errors, conflicts, lost; } xs[WORKERS];
-};
-
-static struct totals *totals;
+struct totals *totals;
 static char boot[17];
 
-static void say(const char *format, ...)
+void say(const char *format, ...)
 {
 	char line[512];
 	va_list list;
@@ -56,19 +46,19 @@ static void say(const char *format, ...)
 		return; /* the console is all there is to complain on */
 }
 
-static void die(const char *what)
+void die(const char *what)
 {
 	say("work: %s: %s", what, strerror(errno));
 	_exit(1);
 }
 
-static void nap(long milliseconds)
+void nap(long milliseconds)
 {
 	struct timespec time = { milliseconds / 1000, milliseconds % 1000 * 1000000 };
 	nanosleep(&time, NULL);
 }
 
-static uint64_t uptime_ms(void)
+uint64_t uptime_ms(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
@@ -77,9 +67,7 @@ static uint64_t uptime_ms(void)
 
 /* ---- xenstore ---- */
 
-struct store { int fd; uint32_t request; int fired; };
-
-static struct store store_open(void)
+struct store store_open(void)
 {
 	struct store store = { open("/dev/xen/xenbus", O_RDWR | O_CLOEXEC), 0, 0 };
 	if (store.fd < 0)
@@ -117,8 +105,8 @@ static int store_message(struct store *store, struct header *header, char reply[
 	return -1;
 }
 
-static int store_ask(struct store *store, int type, uint32_t transaction, const char *payload,
-		     size_t length, char reply[4097])
+int store_ask(struct store *store, int type, uint32_t transaction, const char *payload,
+	      size_t length, char reply[4097])
 {
 	char out[sizeof(struct header) + 4096];
 	struct header header = { type, ++store->request, transaction, length };
@@ -137,8 +125,7 @@ static int store_ask(struct store *store, int type, uint32_t transaction, const 
 	}
 }
 
-static int store_write(struct store *store, uint32_t transaction, const char *path,
-		       const char *value)
+int store_write(struct store *store, uint32_t transaction, const char *path, const char *value)
 {
 	char payload[4096], reply[4097];
 	size_t name = strlen(path) + 1, size = strlen(value);
@@ -149,10 +136,27 @@ static int store_write(struct store *store, uint32_t transaction, const char *pa
 	return store_ask(store, XS_WRITE, transaction, payload, name + size, reply);
 }
 
-static int store_read(struct store *store, uint32_t transaction, const char *path,
-		      char value[4097])
+int store_read(struct store *store, uint32_t transaction, const char *path, char value[4097])
 {
 	return store_ask(store, XS_READ, transaction, path, strlen(path) + 1, value);
+}
+
+void store_watch(struct store *store, const char *path)
+{
+	char payload[256], reply[4097];
+	size_t length = snprintf(payload, sizeof payload, "%s%ctoken", path, 0) + 1;
+	if (store_ask(store, XS_WATCH, 0, payload, length, reply))
+		die(path);
+}
+
+/* Waits until a watch has fired since the last time. */
+void store_wait(struct store *store)
+{
+	struct header header;
+	char text[4097];
+	while (!store->fired)
+		store_message(store, &header, text);
+	store->fired = 0;
 }
 
 /* ---- the jobs ---- */
@@ -189,21 +193,24 @@ static unsigned long long slowest_count(void)
 	return least;
 }
 
-static void publish(struct store *store, int with_io, int with_xs)
+/* What a guest does besides counting. */
+enum { IO = 1, XS = 2, PING = 4 };
+
+static void publish(struct store *store, int jobs)
 {
 	char value[256];
 	snprintf(value, sizeof value, "boot=%s count=%llu uptime_ms=%llu", boot,
 		 slowest_count(), (unsigned long long)uptime_ms());
 	if (store_write(store, 0, "data/counter", value))
 		say("work: publishing data/counter: %s", strerror(errno));
-	if (with_io && totals->working) {
+	if (jobs & IO && totals->working) {
 		snprintf(value, sizeof value, "boot=%s ops=%llu errors=%llu verified=%llu", boot,
 			 (unsigned long long)totals->io_ops, (unsigned long long)totals->io_errors,
 			 (unsigned long long)totals->io_verified);
 		if (store_write(store, 0, "data/io", value))
 			say("work: publishing data/io: %s", strerror(errno));
 	}
-	if (with_xs && totals->working) {
+	if (jobs & XS && totals->working) {
 		unsigned long long commits = 0, errors = 0, conflicts = 0, lost = 0;
 		for (int i = 0; i < WORKERS; i++) {
 			commits += totals->xs[i].commits;
@@ -217,13 +224,20 @@ static void publish(struct store *store, int with_io, int with_xs)
 		if (store_write(store, 0, "data/xs-total", value))
 			say("work: publishing data/xs-total: %s", strerror(errno));
 	}
+	if (jobs & PING && totals->working) {
+		snprintf(value, sizeof value, "boot=%s sent=%llu answered=%llu errors=%llu", boot,
+			 (unsigned long long)totals->pings, (unsigned long long)totals->answers,
+			 (unsigned long long)totals->errors);
+		if (store_write(store, 0, "data/ping", value))
+			say("work: publishing data/ping: %s", strerror(errno));
+	}
 }
 
-static void publisher(int with_io, int with_xs)
+static void publisher(int jobs)
 {
 	struct store store = store_open();
 	for (;;) {
-		publish(&store, with_io, with_xs);
+		publish(&store, jobs);
 		nap(250);
 	}
 }
@@ -399,7 +413,6 @@ static pid_t start(void (*job)(int), int argument)
 }
 
 static void io_job(int unused) { (void)unused; io(); }
-static void publisher_job(int what) { publisher(what & 1, what & 2); }
 
 /* ---- commands from dom0 ---- */
 
@@ -455,18 +468,20 @@ static int stall(void)
 	return in_a_row == 10 ? 0 : -1;
 }
 
-static void start_work(int what)
+static void start_work(int jobs)
 {
 	if (totals->working)
 		return;
 	totals->working = 1;
-	if (what & 1)
+	if (jobs & IO)
 		start(io_job, 0);
-	for (int i = 0; what & 2 && i < WORKERS; i++)
+	for (int i = 0; jobs & XS && i < WORKERS; i++)
 		start(xs_worker, i);
+	if (jobs & PING)
+		start(pinger, 0);
 }
 
-static void command(struct store *store, const char *text, int what)
+static void command(struct store *store, const char *text, int jobs)
 {
 	char done[256];
 	int failed = 0;
@@ -480,7 +495,7 @@ static void command(struct store *store, const char *text, int what)
 	else if (!strcmp(text, "stall"))
 		failed = stall();
 	else if (!strcmp(text, "start"))
-		start_work(what);
+		start_work(jobs);
 	else if (!ends) {
 		errno = ENOSYS;
 		failed = -1;
@@ -500,19 +515,15 @@ static void command(struct store *store, const char *text, int what)
 	}
 }
 
-static void serve(int what)
+static void serve(int jobs)
 {
-	static const char watch[] = "data/command\0token";
 	struct store store = store_open();
-	struct header header;
 	char text[4097];
-	if (store_write(&store, 0, "data/command", "") ||
-	    store_ask(&store, XS_WATCH, 0, watch, sizeof watch, text))
-		die("watching data/command");
+	if (store_write(&store, 0, "data/command", ""))
+		die("data/command");
+	store_watch(&store, "data/command");
 	for (;;) {
-		while (!store.fired)
-			store_message(&store, &header, text);
-		store.fired = 0;
+		store_wait(&store);
 		while (waitpid(-1, NULL, WNOHANG) > 0)
 			;
 		if (store_read(&store, 0, "data/command", text) || !*text)
@@ -521,7 +532,7 @@ static void serve(int what)
 		snprintf(order, sizeof order, "%.200s", text);
 		if (store_write(&store, 0, "data/command", ""))
 			say("work: taking a command: %s", strerror(errno));
-		command(&store, order, what);
+		command(&store, order, jobs);
 	}
 }
 
@@ -534,7 +545,7 @@ static void as_other_program(const char *name)
 		reboot(RB_AUTOBOOT);
 }
 
-/* The value of one option of the kernel's command line, surrounded by commas; "," when absent. */
+/* The value of one option of the kernel's command line; empty when absent. */
 static void option(const char *name, char value[512])
 {
 	static char line[4096];
@@ -546,20 +557,28 @@ static void option(const char *name, char value[512])
 	}
 	const char *found = strstr(line, name);
 	found = found ? found + strlen(name) : "";
-	snprintf(value, 512, ",%.*s,", (int)strcspn(found, " \n"), found);
+	snprintf(value, 512, "%.*s", (int)strcspn(found, " \n"), found);
+}
+
+/* Whether a comma list has that word. */
+static int lists(const char *list, const char *word)
+{
+	char all[520], wanted[80];
+	snprintf(all, sizeof all, ",%s,", list);
+	snprintf(wanted, sizeof wanted, ",%s,", word);
+	return !!strstr(all, wanted);
 }
 
 /* Loads those modules of the initramfs that the command line names, in the order of their needs. */
 static void load_modules(void)
 {
-	char wanted[512], name[64], path[96], listed[80];
+	char wanted[512], name[64], path[96];
 	option(" modules=", wanted);
 	FILE *order = fopen("/modules/order", "re");
 	if (!order)
 		die("/modules/order");
 	while (fscanf(order, "%63s", name) == 1) {
-		snprintf(listed, sizeof listed, ",%s,", name);
-		if (!strstr(wanted, listed))
+		if (!lists(wanted, name))
 			continue;
 		snprintf(path, sizeof path, "/modules/%s", name);
 		int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -572,7 +591,7 @@ static void load_modules(void)
 
 int main(int argc, char **argv)
 {
-	char jobs[512], hold[512];
+	char work[512], hold[512], address[512];
 	unsigned char random[8];
 	(void)argc;
 	as_other_program(basename(argv[0]));
@@ -592,20 +611,26 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 8; i++)
 		sprintf(boot + 2 * i, "%02x", random[i]);
 
-	option(" work=", jobs);
-	option(" hold=", hold);
-	int with_io = !!strstr(jobs, ",io,"), with_xs = !!strstr(jobs, ",xs,");
-	int what = with_io | with_xs << 1;
+	option(" work=", work);
+	int jobs = (lists(work, "io") ? IO : 0) | (lists(work, "xs") ? XS : 0) |
+		   (lists(work, "ping") ? PING : 0);
 
 	totals = mmap(NULL, sizeof *totals, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (totals == MAP_FAILED)
 		die("mmap");
 	for (int cpu = 0; cpu < cpus(); cpu++)
 		start(counter, cpu);
+	option(" address=", address);
+	int bridged = lists(work, "bridge");
+	if (*address)
+		net_setup("eth0", bridged, address);
+	if (lists(work, "backends"))
+		start(backends, bridged);
 	/* Held back until the command "start" comes, so that other guests can boot in peace. */
-	if (strcmp(hold, ",1,"))
-		start_work(what);
-	start(publisher_job, what);
-	say("work: boot=%s started, with%s", boot, jobs);
-	serve(what);
+	option(" hold=", hold);
+	if (!*hold)
+		start_work(jobs);
+	start(publisher, jobs);
+	say("work: boot=%s started, with %s", boot, *work ? work : "nothing else");
+	serve(jobs);
 }
