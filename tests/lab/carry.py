@@ -90,7 +90,7 @@ def check_install(image_: Image) -> str:
             " && /tmp/venv/bin/python -c 'import xenpm, xenpm._ext.xenctrl, xenpm._ext.xenstore;"
             ' print("imported from", xenpm.__file__, xenpm.versions())\''
             # no hypervisor is here, which it must say with its own exit code
-            " && { /tmp/venv/bin/python -m xenpm list; test $? -eq 3; }",
+            "; code=0; /tmp/venv/bin/python -m xenpm list || code=$?; test $code -eq 3",
             binds={**binds, work: "/mnt/tree"},
             env=env,
             timeout=900,
