@@ -414,6 +414,32 @@ static pid_t start(void (*job)(int), int argument)
 
 static void io_job(int unused) { (void)unused; io(); }
 
+/* ---- the kernel's command line ---- */
+
+/* The value of one option of the kernel's command line; empty when absent. */
+static void option(const char *name, char value[512])
+{
+	static char line[4096];
+	if (!*line) {
+		int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || read(fd, line, sizeof line - 1) < 0)
+			die("/proc/cmdline");
+		close(fd);
+	}
+	const char *found = strstr(line, name);
+	found = found ? found + strlen(name) : "";
+	snprintf(value, 512, "%.*s", (int)strcspn(found, " \n"), found);
+}
+
+/* Whether a comma list has that word. */
+static int lists(const char *list, const char *word)
+{
+	char all[520], wanted[80];
+	snprintf(all, sizeof all, ",%s,", list);
+	snprintf(wanted, sizeof wanted, ",%s,", word);
+	return !!strstr(all, wanted);
+}
+
 /* ---- commands from dom0 ---- */
 
 static int write_file(const char *path, const char *text)
@@ -481,6 +507,15 @@ static void start_work(int jobs)
 		start(pinger, 0);
 }
 
+static void network(void)
+{
+	char address[512], work[512];
+	option(" address=", address);
+	option(" work=", work);
+	if (*address)
+		net_setup("eth0", lists(work, "bridge"), address);
+}
+
 static void command(struct store *store, const char *text, int jobs)
 {
 	char done[256];
@@ -496,6 +531,8 @@ static void command(struct store *store, const char *text, int jobs)
 		failed = stall();
 	else if (!strcmp(text, "start"))
 		start_work(jobs);
+	else if (!strcmp(text, "net")) /* the card has been plugged in anew */
+		network();
 	else if (!ends) {
 		errno = ENOSYS;
 		failed = -1;
@@ -545,30 +582,6 @@ static void as_other_program(const char *name)
 		reboot(RB_AUTOBOOT);
 }
 
-/* The value of one option of the kernel's command line; empty when absent. */
-static void option(const char *name, char value[512])
-{
-	static char line[4096];
-	if (!*line) {
-		int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || read(fd, line, sizeof line - 1) < 0)
-			die("/proc/cmdline");
-		close(fd);
-	}
-	const char *found = strstr(line, name);
-	found = found ? found + strlen(name) : "";
-	snprintf(value, 512, "%.*s", (int)strcspn(found, " \n"), found);
-}
-
-/* Whether a comma list has that word. */
-static int lists(const char *list, const char *word)
-{
-	char all[520], wanted[80];
-	snprintf(all, sizeof all, ",%s,", list);
-	snprintf(wanted, sizeof wanted, ",%s,", word);
-	return !!strstr(all, wanted);
-}
-
 /* Loads those modules of the initramfs that the command line names, in the order of their needs. */
 static void load_modules(void)
 {
@@ -591,7 +604,7 @@ static void load_modules(void)
 
 int main(int argc, char **argv)
 {
-	char work[512], hold[512], address[512];
+	char work[512], hold[512];
 	unsigned char random[8];
 	(void)argc;
 	as_other_program(basename(argv[0]));
@@ -620,12 +633,9 @@ int main(int argc, char **argv)
 		die("mmap");
 	for (int cpu = 0; cpu < cpus(); cpu++)
 		start(counter, cpu);
-	option(" address=", address);
-	int bridged = lists(work, "bridge");
-	if (*address)
-		net_setup("eth0", bridged, address);
+	network();
 	if (lists(work, "backends"))
-		start(backends, bridged);
+		start(backends, lists(work, "bridge"));
 	/* Held back until the command "start" comes, so that other guests can boot in peace. */
 	option(" hold=", hold);
 	if (!*hold)
