@@ -18,6 +18,7 @@ from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .host import Host
 from .system import versions
+from .topology import DriverDomain, Member, Topology
 from .types import *  # noqa: F403
 from .types import __all__ as _types
 
@@ -26,4 +27,14 @@ try:
 except _metadata.PackageNotFoundError:  # a source tree that was never installed
     __version__ = "unknown"
 
-__all__ = ["Domain", "Host", "__version__", "versions", *_errors, *_types]  # noqa: PLE0604
+__all__ = [  # noqa: PLE0604
+    "Domain",
+    "DriverDomain",
+    "Host",
+    "Member",
+    "Topology",
+    "__version__",
+    "versions",
+    *_errors,
+    *_types,
+]

@@ -1,4 +1,4 @@
-"""The command line: ``python -m xenpm list | suspend -L DOMAIN... | resume DOMAIN...``.
+"""The command line: ``python -m xenpm list | suspend -L DOMAIN... | resume DOMAIN... | topology``.
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed; 2 wrong usage; 3 no Xen host
 here, or not root; 4 no such domain, nothing was touched; 130, 143 and 129 interrupted by Ctrl-C,
@@ -21,7 +21,7 @@ from typing import Any
 
 from . import __version__
 from .connection import timeout_ns
-from .domain import DEFAULT_LATE_TIMEOUT, DEFAULT_TIMEOUT, Domain
+from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
     LibraryMismatch,
     NoSuchDomain,
@@ -33,7 +33,7 @@ from .errors import (
     XenError,
 )
 from .host import Host
-from .types import Resumption, Suspension
+from .types import DomainRef, Resumption, Suspension
 
 EXIT_FAILED = 1
 EXIT_NO_HOST = 3
@@ -74,9 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     suspend.add_argument(
         "--timeout",
         type=_timeout,
-        default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="how long each guest has (default: %(default)g)",
+        help="how long each guest has (default: 30, and 60 for a driver domain)",
     )
     suspend.add_argument(
         "--late-timeout",
@@ -92,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
         "resume", parents=[common, domains], help="let suspended guests continue"
     )
     resume.set_defaults(run=_resume)
+
+    topology = verbs.add_parser(
+        "topology",
+        parents=[common],
+        help="show who is whose backend, and the order of suspending that follows",
+    )
+    topology.add_argument("--dot", action="store_true", help="print a graph for Graphviz")
+    topology.set_defaults(run=_topology)
     return parser
 
 
@@ -219,6 +226,30 @@ def _table(rows: list[tuple[str, ...]], right: set[int]) -> None:
         _print("  ".join(cells).rstrip())
 
 
+def _topology(host: Host, options: argparse.Namespace) -> int:
+    topology = host.topology()
+    for member in topology.members:
+        for each in member.unreadable:
+            _complain(f"{member.domain}: xenstore makes no sense: {each}", EXIT_FAILED)
+    if options.json:
+        _print(json.dumps(topology.to_dict(), indent=2))
+    elif options.dot:
+        _print(topology.to_dot().rstrip())
+    else:
+        for line in topology.to_tree():
+            _print(line)
+        for cycle in topology.cycles:
+            _print("cycle, to be suspended together: " + ", ".join(map(str, cycle)))
+        _order("suspend", topology.suspend_order())
+        _order("resume", topology.resume_order())
+    return EXIT_FAILED if any(member.unreadable for member in topology.members) else 0
+
+
+def _order(verb: str, steps: list[tuple[DomainRef, ...]]) -> None:
+    names = (" ".join(ref.name or str(ref.domid) for ref in step) for step in steps)
+    _print(f"{verb}: " + ", then ".join(names))
+
+
 def _suspend(host: Host, options: argparse.Namespace) -> int:
     domains = _chosen(host, options.domains)
     outcomes = host.suspend_each(
@@ -262,6 +293,9 @@ def _report(
             row = {"ok": True, **outcome.to_dict()}
             if not as_json:
                 _print(f"{domain.ref}: {done} in {outcome.total_ns / 1e6:.1f} ms")
+            if isinstance(outcome, Resumption):
+                for problem in outcome.problems:
+                    _complain(f"{domain.ref}: {problem}", 0)
         rows.append(row)
     if as_json:
         _print(json.dumps(rows, indent=2))

@@ -10,16 +10,17 @@ from typing import Any, Callable, TypeVar, Union
 from uuid import UUID
 
 from . import protocol
+from .actions import Machine
 from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
 from .ports import Ports
-from .protocol import Machine
 from .system import open_ports
 from .types import DomainInfo, DomainRef, Result, Resumption, Suspension
 
 __all__ = ["Connection"]
 
 R = TypeVar("R", bound=Result)
+T = TypeVar("T")
 
 #: how a caller may name a domain
 Reference = Union[int, str, UUID, DomainRef]
@@ -54,7 +55,7 @@ class Connection:
     def suspend(
         self,
         domains: Iterable[DomainRef],
-        timeout: float,
+        timeout: float | None,
         late_timeout: float,
         tasks: list[Task[Suspension]],
     ) -> None:
@@ -63,7 +64,8 @@ class Connection:
         The outcomes become `tasks`.  A caller who is interrupted before it has handed them on gives
         them to `undo`.
         """
-        timeout_, late = timeout_ns(timeout, "timeout"), timeout_ns(late_timeout, "late_timeout")
+        timeout_ = None if timeout is None else timeout_ns(timeout, "timeout")
+        late = timeout_ns(late_timeout, "late_timeout")
         now = self.ports.poller.now_ns
         machines = [protocol.suspend(domain, now, timeout_, late) for domain in domains]
         self._run(machines, tasks, self._inverse)
@@ -115,6 +117,11 @@ class Connection:
         with self._working() as signals:
             self.check()
             run(self._engine, machines, tasks, inverse, signals)
+
+    def look(self, machine: Machine[T]) -> T:
+        """Run a machine that only looks; see `Engine.look`."""
+        self.check()
+        return self._engine.look(machine)
 
     def domains(self) -> list[DomainRef]:
         """All domains, by rising domid."""
@@ -191,7 +198,7 @@ def timeout_ns(seconds: float, name: str) -> int:
         raise ValueError(
             f"{name} must be more than 0 and at most {_LONGEST} seconds, not {seconds}"
         )
-    return int(seconds * 1_000_000_000)
+    return max(1, int(seconds * 1_000_000_000))
 
 
 _LONGEST = 86_400

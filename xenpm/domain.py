@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Callable, Literal, TypeVar
 from uuid import UUID
 
+from .actions import Machine, identify
 from .connection import Connection, Reference
+from .devices import used_by, with_states
 from .engine import Task
-from .errors import NoSuchDomain, XenError
-from .protocol import identify
+from .errors import NoSuchDomain, StoreDataError, XenError
+from .pci import pci_devices
+from .topology import DriverDomain, read_topology
 from .types import (
+    Device,
     DomainInfo,
     DomainRef,
     DomainState,
     DomainType,
+    PciDevice,
     Resumption,
     ShutdownReason,
     Suspension,
@@ -23,8 +28,8 @@ from .types import (
 
 __all__ = ["Domain"]
 
-#: seconds that a guest has for suspending; Linux gives up freezing its processes after 20
-DEFAULT_TIMEOUT = 30.0
+T = TypeVar("T")
+
 #: seconds to watch over a guest that took the request and missed its deadline
 DEFAULT_LATE_TIMEOUT = 30.0
 
@@ -119,11 +124,74 @@ class Domain:
         """Why it has shut down; None while it has not."""
         return self.info.shutdown_reason
 
+    @property
+    def pci_devices(self) -> tuple[PciDevice, ...]:
+        """The PCI devices that are passed through to it at this moment; PVH domains have none.
+
+        From ``/local/domain/0/backend/pci`` in xenstore, as ``xl pci-list`` does.
+
+        Raises:
+            NoSuchDomain: it is gone.
+            StoreDataError: what xenstore says makes no sense.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        return self._read(lambda unreadable: pci_devices(self.domid, unreadable))
+
+    @property
+    def backends(self) -> tuple[Device, ...]:
+        """The devices through which it uses others' backends, consoles included.
+
+        From ``/libxl/<domid>/device`` in xenstore; with the states of both ends.
+
+        Raises:
+            The same as `pci_devices`.
+        """
+        return self._read(lambda unreadable: used_by(self.domid, unreadable))
+
+    @property
+    def frontends(self) -> tuple[Device, ...]:
+        """The devices of others whose backend it is, without consoles.
+
+        From ``/libxl`` in xenstore, which every domain's devices have to be looked for in.
+
+        Raises:
+            The same as `pci_devices`.
+        """
+        driver = self.is_driver_domain
+        if driver.unreadable:
+            raise StoreDataError(_makes_no_sense(self._ref, driver.unreadable))
+        return self._connection.look(_with_states(driver.serves))
+
+    @property
+    def is_driver_domain(self) -> DriverDomain:
+        """Whether it owns PCI devices or serves other guests, with the evidence.
+
+        To be used like a bool; see `DriverDomain`.  Domain 0, which serves everybody, is not meant.
+
+        Raises:
+            NoSuchDomain: it is gone.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        topology = self._connection.look(read_topology())
+        for member in topology.members:
+            if (member.domain.domid, member.domain.handle) == (self.domid, self._ref.handle):
+                return topology.driver_domain(self.domid)
+        raise NoSuchDomain(f"{self._ref} is gone")
+
+    def _read(self, machine: Callable[[list[str]], Machine[tuple[T, ...]]]) -> tuple[T, ...]:
+        """What a machine reads of the domain, which must be there still when it is done."""
+        unreadable: list[str] = []
+        found = self._connection.look(machine(unreadable))
+        _ = self.info  # or raise: what was destroyed meanwhile may have been seen half
+        if unreadable:
+            raise StoreDataError(_makes_no_sense(self._ref, unreadable))
+        return found
+
     def suspend(
         self,
         *,
         lightweight: Literal[True] = True,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         late_timeout: float = DEFAULT_LATE_TIMEOUT,
     ) -> Suspension:
         """Have the guest suspend itself, its memory staying in place.
@@ -138,12 +206,13 @@ class Domain:
 
         Args:
             lightweight: only True: leave the memory where it is.
-            timeout: seconds that the guest has.
+            timeout: seconds that the guest has; None: 30, or 60 for one that owns PCI devices or is
+                a backend of others.
             late_timeout: seconds to watch over a guest that took the request and missed that; both
                 are above 0 and at most 86400.
 
         Returns:
-            How long each phase took.
+            How long each phase took, and for a driver domain how its devices were before.
 
         Raises:
             ValueError, TypeError: a timeout is not one; nothing was touched.
@@ -176,6 +245,11 @@ class Domain:
         channels, grants and connections.  ``xc_domain_resume`` with ``fast=1``, then
         ``xs_resume_domain``.
 
+        Returns:
+            How long it took.  When PCI devices are passed through to the domain they are watched
+            until its drivers have brought them back, for at most 10 seconds; what is not as it was
+            is in ``problems``.
+
         Raises:
             NoSuchDomain: it is gone.
             NotSuspended: it is not suspended; nothing was touched.
@@ -189,7 +263,7 @@ class Domain:
 
     @contextmanager
     def suspended(
-        self, *, timeout: float = DEFAULT_TIMEOUT, late_timeout: float = DEFAULT_LATE_TIMEOUT
+        self, *, timeout: float | None = None, late_timeout: float = DEFAULT_LATE_TIMEOUT
     ) -> Iterator[Suspension]:
         """Suspend it lightly for the length of a ``with`` block; it is always resumed.
 
@@ -223,6 +297,17 @@ class Domain:
             HypercallError, NotPermitted: the call failed; nothing was touched.
         """
         self._connection.ports.hypervisor.unpause(self.info.domid)
+
+
+def _with_states(devices: tuple[Device, ...]) -> Machine[tuple[Device, ...]]:
+    found = []
+    for device in devices:
+        found.append((yield from with_states(device, [])))
+    return tuple(found)
+
+
+def _makes_no_sense(domain: DomainRef, unreadable: Iterable[str]) -> str:
+    return f"{domain}: xenstore makes no sense: {'; '.join(unreadable)}"
 
 
 class _Suspended:

@@ -1,4 +1,4 @@
-"""Drives any number of `xenpm.protocol` machines over one xenstore connection, in one thread.
+"""Drives any number of machines of `xenpm.actions` over one xenstore connection, in one thread.
 
 `Engine` performs actions and hands out events; it never waits.  `run` is the loop around it for
 callers that may block.
@@ -16,6 +16,27 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Callable, Generic, TypeVar, cast
 
+from .actions import (
+    Action,
+    Cancelled,
+    GetInfo,
+    GetParam,
+    List,
+    ListDomains,
+    Lock,
+    Machine,
+    PciConfig,
+    Read,
+    Remove,
+    ResumeDomain,
+    ResumeStore,
+    Swap,
+    Wait,
+    Wake,
+    Watch,
+    Write,
+    identify,
+)
 from .errors import (
     CALL_ERRORS,
     NoSuchDomain,
@@ -26,22 +47,6 @@ from .errors import (
     XenError,
 )
 from .ports import Ports
-from .protocol import (
-    Action,
-    Cancelled,
-    GetInfo,
-    GetParam,
-    Lock,
-    Machine,
-    Read,
-    ResumeDomain,
-    ResumeStore,
-    Swap,
-    Wait,
-    Wake,
-    Watch,
-    identify,
-)
 from .types import DomainInfo, Permission, Phase, Result
 
 T = TypeVar("T")
@@ -165,15 +170,23 @@ class Engine:
         self._tasks: dict[str, Task[Any]] = {}  # by token; those under way
         self._numbers = 0
         self._watching = False
-        self._perform: dict[type, Callable[[Task[Any], Any], Any]] = {
+        # what needs no task: anybody may ask for it
+        self._perform: dict[type, Callable[[Any], Any]] = {
+            GetInfo: lambda action: ports.hypervisor.domain_info(action.domid),
+            ListDomains: lambda _: ports.hypervisor.domain_list(),
+            GetParam: lambda action: ports.hypervisor.hvm_param_get(*action),
+            Read: lambda action: self._read(action.path),
+            List: self._list,
+            Write: lambda action: ports.store.write(*action),
+            Remove: self._remove,
+            Swap: self._swap,
+            PciConfig: lambda action: ports.pci.config(action.address),
+            ResumeDomain: lambda action: ports.hypervisor.resume(*action),
+            ResumeStore: lambda action: ports.store.resume_domain(action.domid),
+        }
+        self._perform_for: dict[type, Callable[[Task[Any], Any], Any]] = {
             Lock: self._lock,
-            GetInfo: lambda _, action: ports.hypervisor.domain_info(action.domid),
-            GetParam: lambda _, action: ports.hypervisor.hvm_param_get(*action),
-            Read: lambda _, action: self._read(action.path),
-            Swap: lambda _, action: self._swap(action),
             Watch: self._watch,
-            ResumeDomain: lambda _, action: ports.hypervisor.resume(*action),
-            ResumeStore: lambda _, action: ports.store.resume_domain(action.domid),
         }
 
     @property
@@ -185,6 +198,21 @@ class Engine:
     def next_deadline_ns(self) -> int:
         """When the first of the waiting machines is to be woken at the latest."""
         return min(task.wait.until_ns for task in self._tasks.values() if task.wait is not None)
+
+    def look(self, machine: Machine[T]) -> T:
+        """Run a machine that only looks: it takes no lock, watches nothing and never waits."""
+        value: object = None
+        error: Exception | None = None
+        while True:
+            try:
+                action = machine.send(value) if error is None else machine.throw(error)
+            except StopIteration as stop:
+                return cast(T, stop.value)
+            value = error = None
+            try:
+                value = self._perform[type(action)](action)
+            except CALL_ERRORS as failure:
+                error = failure
 
     def start(self, machine: Machine[T]) -> Task[T]:
         """Run a machine up to its first wait."""
@@ -259,7 +287,10 @@ class Engine:
                     self._watch_domains()
                     task.wait = action
                     return
-                value = self._perform[type(action)](task, action)
+                if type(action) in self._perform_for:
+                    value = self._perform_for[type(action)](task, action)
+                else:
+                    value = self._perform[type(action)](action)
             except Exception as failure:
                 error = failure
 
@@ -304,6 +335,16 @@ class Engine:
             return self.ports.store.read(path, transaction)
         except NoSuchNode:
             return None
+
+    def _list(self, action: List) -> list[str]:
+        try:
+            return self.ports.store.list(action.path)
+        except NoSuchNode:
+            return []
+
+    def _remove(self, action: Remove) -> None:
+        with suppress(NoSuchNode):
+            self.ports.store.remove(action.path)
 
     def _swap(self, action: Swap) -> bytes | None:
         store = self.ports.store

@@ -22,6 +22,7 @@ __all__ = [
     "NotXenHost",
     "QuotaExceeded",
     "ResumeError",
+    "StoreDataError",
     "StoreError",
     "SuspendCancelled",
     "SuspendError",
@@ -116,6 +117,10 @@ def hypercall_error(call: str, errno: int, detail: str = "") -> _CallError:
 def store_error(call: str, errno: int, detail: str = "") -> _CallError:
     """The exception for a C function of libxenstore that failed with `errno`."""
     return _STORE_ERRORS.get(errno, StoreError)(call, errno, detail)
+
+
+class StoreDataError(XenError, ValueError):
+    """What xenstore says of a domain makes no sense, so there is no sure answer from it."""
 
 
 class NoSuchDomain(XenError, LookupError):

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from .connection import Connection, Reference
-from .domain import DEFAULT_LATE_TIMEOUT, DEFAULT_TIMEOUT, Domain
+from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .engine import Task
 from .errors import XenError
 from .ports import Ports
+from .topology import Topology, read_topology
 from .types import Resumption, Suspension
 
 __all__ = ["Host"]
@@ -71,11 +72,19 @@ class Host:
             if ref.domid != 0
         ]
 
+    def topology(self) -> Topology:
+        """Who is whose backend at this moment, and the order of suspending that follows from it.
+
+        Raises:
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        return self._connection.look(read_topology())
+
     def suspend_each(
         self,
         domains: Iterable[Domain],
         *,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         late_timeout: float = DEFAULT_LATE_TIMEOUT,
     ) -> dict[Domain, Suspension | XenError]:
         """Suspend several guests lightly, all at once, each for itself.
@@ -85,7 +94,7 @@ class Host:
 
         Args:
             domains: which; all of this host.  One that is named twice is suspended once.
-            timeout: seconds that each guest has.
+            timeout: seconds that each guest has; None: as for `Domain.suspend`.
             late_timeout: seconds to watch over a guest that took the request and missed that.
 
         Returns:

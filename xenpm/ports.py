@@ -5,12 +5,13 @@ The compiled layer has them for a real host; a fake host has them for unit tests
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass
 from typing import Protocol
 
 from .types import DomainInfo, Permission
 
-__all__ = ["Hypervisor", "Locks", "Poller", "Ports", "Store"]
+__all__ = ["Hypervisor", "Locks", "PciBus", "Poller", "Ports", "Store"]
 
 
 class Hypervisor(Protocol):
@@ -33,8 +34,10 @@ class Store(Protocol):
     def fileno(self) -> int: ...
     def read(self, path: str, transaction: int = 0) -> bytes: ...
     def write(self, path: str, value: bytes, transaction: int = 0) -> None: ...
+    def remove(self, path: str, transaction: int = 0) -> None: ...
+    def list(self, path: str, transaction: int = 0) -> builtins.list[str]: ...
     def set_permissions(
-        self, path: str, permissions: list[Permission], transaction: int = 0
+        self, path: str, permissions: builtins.list[Permission], transaction: int = 0
     ) -> None: ...
     def transaction_start(self) -> int: ...
     def transaction_end(self, transaction: int, abort: bool = False) -> None: ...
@@ -55,6 +58,13 @@ class Locks(Protocol):
 
     def close(self) -> None:
         """Give all locks back."""
+
+
+class PciBus(Protocol):
+    """The PCI devices of the host."""
+
+    def config(self, address: str) -> bytes | None:
+        """The configuration space of a device, 64 bytes or more; None when it is not there."""
 
 
 class Poller(Protocol):
@@ -81,6 +91,7 @@ class Ports:
     store: Store
     locks: Locks
     poller: Poller
+    pci: PciBus
 
     def close(self) -> None:
         """Close all of them."""

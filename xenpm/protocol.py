@@ -1,8 +1,7 @@
 """The conversations with a guest, as state machines without I/O.
 
-A machine is a generator: it yields an `Action`, is sent the action's result (or thrown its error),
-and returns what the conversation came to.  `xenpm.engine` performs the actions, for one machine or
-for many, so everything that can go wrong between host and guest is decided in this module alone.
+Each is a machine of `xenpm.actions`; everything that can go wrong between host and guest is decided
+in this module alone.
 
 The protocol with the guest is Xen's docs/misc/xenstore-paths (``~/control/shutdown``) and the
 ``SHUTDOWN_suspend`` of public/sched.h.
@@ -10,10 +9,30 @@ The protocol with the guest is Xen's docs/misc/xenstore-paths (``~/control/shutd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, Union
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+from .actions import (
+    Cancelled,
+    Clock,
+    GetParam,
+    Lock,
+    Machine,
+    Read,
+    Remove,
+    ResumeDomain,
+    ResumeStore,
+    Swap,
+    Wait,
+    Wake,
+    Watch,
+    Write,
+    look,
+)
+from .devices import served_by
 from .errors import (
     CALL_ERRORS,
     AlreadySuspended,
@@ -30,14 +49,35 @@ from .errors import (
     SuspendNotSupported,
     TransactionConflict,
 )
-from .types import DomainInfo, DomainRef, DomainType, Phase, Resumption, Suspension
+from .pci import conditions, pci_devices, problems, settled
+from .types import (
+    Device,
+    DomainInfo,
+    DomainRef,
+    DomainType,
+    PciCondition,
+    Phase,
+    Resumption,
+    Suspension,
+    XenbusState,
+    plain,
+)
 
-T = TypeVar("T")
+_log = logging.getLogger("xenpm.protocol")
+
 E = TypeVar("E", bound=SuspendError)
 
 HVM_PARAM_CALLBACK_IRQ = 0  # public/hvm/params.h
 
 _NS = 1_000_000_000
+#: how long a guest has when nobody says; Linux gives up freezing its processes after 20 s
+TIMEOUT_NS = 30 * _NS
+#: the same for a driver domain, which has hardware to quiesce as well
+DRIVER_TIMEOUT_NS = 60 * _NS
+#: how long the guest's drivers have for bringing passed-through devices back
+_DEVICES_NS = 10 * _NS
+_LOOK_AGAIN_NS = _NS // 20  # nothing tells when a register of a device changes
+
 _FREE = (None, b"")  # what control/shutdown holds while nobody asks anything of the guest
 
 _WHOSE = (
@@ -46,103 +86,8 @@ _WHOSE = (
 )
 
 
-class Lock(NamedTuple):
-    """Take the domain's lock until the machine ends; results in whether it was free."""
-
-    domid: int
-
-
-class GetInfo(NamedTuple):
-    """Results in the domain's `DomainInfo`, or None when there is no such domain."""
-
-    domid: int
-
-
-class GetParam(NamedTuple):
-    """Results in the value of a HVM parameter."""
-
-    domid: int
-    param: int
-
-
-class Read(NamedTuple):
-    """Results in the value of a xenstore node, or None when there is no such node."""
-
-    path: str
-
-
-class Swap(NamedTuple):
-    """Write `value` to a node in a transaction, if its value is one of `expected`.
-
-    Results in the value that was found (None: no such node).  A node that has to be made belongs to
-    domain `owner`; it is not made when the node `home` is gone.
-    """
-
-    path: str
-    expected: Collection[bytes | None]
-    value: bytes
-    owner: int
-    home: str
-
-
-class Watch(NamedTuple):
-    """Watch a xenstore node until the machine ends."""
-
-    path: str
-
-
-class Wait(NamedTuple):
-    """Results in a `Wake`; the only action at which a machine can be thrown `Cancelled`."""
-
-    domain: DomainRef
-    until_ns: int
-
-
-class ResumeDomain(NamedTuple):
-    """Let a suspended domain run on."""
-
-    domid: int
-    cooperative: bool
-
-
-class ResumeStore(NamedTuple):
-    """Tell xenstored that the domain runs again."""
-
-    domid: int
-
-
-Action = Union[
-    Lock, GetInfo, GetParam, Read, Swap, Watch, Wait, ResumeDomain, ResumeStore
-]  # fmt: skip
-Machine = Generator[Action, Any, T]
-Clock = Callable[[], int]
-
-
-class Wake(NamedTuple):
-    """What ended a `Wait`; several may have come together."""
-
-    store: bool = False  #: a watched node may have changed
-    domain: bool = False  #: the domain has shut down or is gone; `info` is what it is now
-    info: DomainInfo | None = None
-    timed_out: bool = False
-    cancelled: bool = False
-
-
-class Cancelled(Exception):
-    """Thrown into a machine: the caller does not want the result any more."""
-
-
 def _seconds(ns: int) -> str:
     return f"{ns / _NS:.3g} s"
-
-
-def identify(domain: DomainRef, info: DomainInfo | None) -> DomainInfo | None:
-    """`info` if it is of `domain`; None when that is gone, even if its domid has been reused."""
-    return info if info is not None and info.handle == domain.handle else None
-
-
-def _look(domain: DomainRef) -> Machine[DomainInfo | None]:
-    return identify(domain, (yield GetInfo(domain.domid)))
 
 
 def _resume_in_place(domain: DomainRef) -> Machine[None]:
@@ -166,7 +111,7 @@ def _resume_in_place(domain: DomainRef) -> Machine[None]:
 
 
 def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
-    """Resume a suspended domain in place.
+    """Resume a suspended domain in place, and see that its passed-through devices come back.
 
     Raises:
         NoSuchDomain: it is gone.
@@ -176,7 +121,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
     began = now()
     if not (yield Lock(domain.domid)):
         raise ResumeError(domain, "another process is suspending or resuming it at this moment")
-    info = yield from _look(domain)
+    info = yield from look(domain)
     if info is None:
         raise NoSuchDomain(f"{domain} is gone")
     if not info.suspended:
@@ -188,7 +133,95 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
             "resume it with the toolstack that has suspended it",
         )
     yield from _resume_in_place(domain)
-    return Resumption(domain, cooperative=True, total_ns=now() - began)
+    resumed = now()
+    check = _Check(domain, now, resumed + _DEVICES_NS)
+    try:
+        yield from check.run()
+    except CALL_ERRORS as error:
+        check.problems.append(f"its devices could not be looked at: {error}")
+    return Resumption(
+        domain,
+        cooperative=True,
+        total_ns=resumed - began,
+        pci=check.pci,
+        serves=check.serves,
+        check_ns=now() - resumed,
+        problems=tuple(check.problems),
+    )
+
+
+def _inspect(domain: DomainRef) -> Machine[tuple[tuple[PciCondition, ...], tuple[Device, ...]]]:
+    """The devices that a domain has and serves; both are empty unless it is a driver domain."""
+    unreadable: list[str] = []
+    devices = yield from pci_devices(domain.domid, unreadable)
+    pci = yield from conditions(devices)
+    serves = yield from served_by(domain.domid, unreadable)
+    for each in unreadable:
+        # a guest may write nonsense there, and is not to hold up the host's sleep with it
+        _log.warning("%s: %s", domain, each)
+    return pci, serves
+
+
+def _record(domain: DomainRef, address: str = "") -> str:
+    """Where a suspension notes how the passed-through devices were; only dom0 writes there."""
+    return f"/local/domain/{domain.domid}/xenpm/pci/{address}".rstrip("/")
+
+
+def _recorded(text: bytes | None) -> PciCondition | None:
+    if text is None:
+        return None
+    values = json.loads(text)
+    if values["backend_state"] is not None:
+        values["backend_state"] = XenbusState[values["backend_state"].upper()]
+    return PciCondition(**values)
+
+
+@dataclass
+class _Check:
+    """A look at the devices of a domain that has just been resumed."""
+
+    domain: DomainRef
+    now: Clock
+    deadline: int
+    pci: tuple[PciCondition, ...] = ()
+    serves: tuple[Device, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+    def run(self) -> Machine[None]:
+        """Wait until the guest's drivers have brought its devices back, or the deadline passes."""
+        before: dict[str, PciCondition | None] = {}
+        while True:
+            self.pci, self.serves = yield from _inspect(self.domain)
+            for each in self.pci:
+                if each.address not in before:
+                    before[each.address] = _recorded(
+                        (yield Read(_record(self.domain, each.address)))
+                    )
+            if self.now() >= self.deadline or all(
+                settled(before[each.address], each) for each in self.pci
+            ):
+                break
+            try:
+                again = min(self.now() + _LOOK_AGAIN_NS, self.deadline)
+                wake: Wake = yield Wait(self.domain, again)
+            except Cancelled:
+                self.problems.append("whether its devices came back was not waited for")
+                break
+            if wake.domain:
+                self.problems.append("it has shut down or is gone since it was resumed")
+                return
+        for each in self.pci:
+            self.problems += problems(before[each.address], each)
+        for device in self.serves:
+            ends = (device.frontend_state, device.backend_state)
+            if ends.count(XenbusState.CONNECTED) == 1:
+                states = [plain(state) or "missing" for state in ends]
+                self.problems.append(
+                    f"{device} of domain {device.frontend_domid}, which it serves, is not "
+                    f"connected: the frontend is {states[0]}, the backend {states[1]}"
+                )
+        if self.pci:
+            yield Remove(_record(self.domain))
 
 
 @dataclass
@@ -197,13 +230,15 @@ class _Suspend:
 
     domain: DomainRef
     now: Clock
-    timeout_ns: int
+    timeout_ns: int  # 0: as long as its kind should have
     late_timeout_ns: int
     phase: Phase = Phase.IDLE
     began: int = 0
     requested: int = 0
     acknowledged: int = 0
     deadline: int = 0
+    pci: tuple[PciCondition, ...] = ()
+    serves: tuple[Device, ...] = ()
     # once the result is not wanted any more: what to raise in the end
     ending: type[SuspendError] | None = None
     failure: Exception | None = None  # the call that failed on the way
@@ -228,7 +263,6 @@ class _Suspend:
 
     def run(self) -> Machine[Suspension]:
         self.began = self.now()
-        self.deadline = self.began + self.timeout_ns
         yield from self.prepare()
         try:
             yield from self.request()
@@ -247,7 +281,7 @@ class _Suspend:
             raise self.error(
                 SuspendInProgress, "another process is suspending or resuming it at this moment"
             )
-        info = yield from _look(self.domain)
+        info = yield from look(self.domain)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
         if self.has_suspended(info):
@@ -256,6 +290,10 @@ class _Suspend:
                 f"is suspended already, by xenpm or in a save or migration. {_WHOSE}",
             )
         yield from self.check_fitness(info)
+        self.pci, self.serves = yield from _inspect(self.domain)
+        if self.timeout_ns == 0:
+            self.timeout_ns = DRIVER_TIMEOUT_NS if self.pci or self.serves else TIMEOUT_NS
+        self.deadline = self.began + self.timeout_ns
 
     def check_fitness(self, info: DomainInfo) -> Machine[None]:
         """Refuse a domain that cannot suspend or must not."""
@@ -325,7 +363,7 @@ class _Suspend:
             over = wake.timed_out or wake.cancelled
             if wake.domain or over:
                 # An event may have been missed: the guest's own state has the last word.
-                info = wake.info if wake.domain else (yield from _look(self.domain))
+                info = wake.info if wake.domain else (yield from look(self.domain))
                 if self.has_suspended(info):
                     if wake.cancelled and self.ending is None:
                         self.ending = SuspendCancelled
@@ -405,11 +443,17 @@ class _Suspend:
         self.acknowledge()
         self.phase = Phase.SUSPENDED
         if self.ending is None:
+            suspended = self.now()
+            for each in self.pci:
+                record = json.dumps(plain(each)).encode()
+                yield Write(_record(self.domain, each.address), record)
             return Suspension(
                 self.domain,
                 request_ns=self.requested - self.began,
                 acknowledge_ns=self.acknowledged - self.requested,
-                suspend_ns=self.now() - self.acknowledged,
+                suspend_ns=suspended - self.acknowledged,
+                pci=self.pci,
+                serves=self.serves,
             )
         yield from _resume_in_place(self.domain)
         if self.ending is SuspendNotCompleted:
@@ -433,7 +477,7 @@ class _Suspend:
         self.ending = ending
         if not (yield from self.take_back()):
             return
-        info = yield from _look(self.domain)
+        info = yield from look(self.domain)
         if self.has_suspended(info):
             raise self.not_by_us()
         if ending is SuspendNotCompleted:
@@ -457,7 +501,7 @@ class _Suspend:
         self.failure = failure
         try:
             yield from self.give_up(SuspendError)
-            if self.has_suspended((yield from _look(self.domain))):
+            if self.has_suspended((yield from look(self.domain))):
                 return (yield from self.suspended())
             return (yield from self.converse())
         except CALL_ERRORS as second:
@@ -486,7 +530,7 @@ class _Suspend:
 
 
 def suspend(
-    domain: DomainRef, now: Clock, timeout_ns: int, late_timeout_ns: int
+    domain: DomainRef, now: Clock, timeout_ns: int | None, late_timeout_ns: int
 ) -> Machine[Suspension]:
     """Ask a guest to suspend and wait until it has, its memory staying in place.
 
@@ -497,7 +541,7 @@ def suspend(
     Args:
         domain: which domain.
         now: a monotonic clock in nanoseconds.
-        timeout_ns: how long the guest has, from now on.
+        timeout_ns: how long the guest has, from now on; None: as long as its kind should have.
         late_timeout_ns: how long to watch over a guest that took the request and missed that.
 
     Raises:
@@ -511,4 +555,4 @@ def suspend(
         SuspendError: a call to Xen failed in the middle; the message says what state it is in.
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
-    return _Suspend(domain, now, timeout_ns, late_timeout_ns).run()
+    return _Suspend(domain, now, timeout_ns or 0, late_timeout_ns).run()

@@ -1,9 +1,10 @@
-"""The real ports: Xen's libraries, a lock file, poll(2)."""
+"""The real ports: Xen's libraries, a lock file, poll(2), sysfs."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import select
 import struct
@@ -16,9 +17,10 @@ from typing import Callable, TypeVar
 from .errors import CALL_ERRORS, LibraryMismatch, NotPermitted, NotXenHost, XenError
 from .ports import Hypervisor, Ports
 
-__all__ = ["FileLocks", "SystemPoller", "open_ports", "versions"]
+__all__ = ["FileLocks", "SysfsPci", "SystemPoller", "open_ports", "versions"]
 
 T = TypeVar("T")
+_log = logging.getLogger("xenpm.system")
 
 _VERSION = ("major", "minor")
 _REBUILD = (
@@ -97,6 +99,23 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class SysfsPci:
+    """The host's PCI devices, as dom0's kernel shows them: ``/sys/bus/pci``."""
+
+    def __init__(self, devices: Path = Path("/sys/bus/pci/devices")) -> None:
+        self._devices = devices
+
+    def config(self, address: str) -> bytes | None:
+        """A device's configuration space; None when it is not there or cannot be read."""
+        try:
+            return (self._devices / address / "config").read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning("PCI device %s cannot be read: %s", address, error)
+            return None
 
 
 class SystemPoller:
@@ -197,7 +216,7 @@ def open_ports() -> Ports:
         opened.callback(locks.close)
         poller = SystemPoller()
         opened.pop_all()
-    return Ports(hypervisor, store, locks, poller)
+    return Ports(hypervisor, store, locks, poller, SysfsPci())
 
 
 def _open(kind: Callable[[], T], advice: str) -> T:

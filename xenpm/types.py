@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
 __all__ = [
+    "Device",
     "DomainInfo",
     "DomainRef",
     "DomainState",
     "DomainType",
+    "PciCondition",
+    "PciDevice",
     "Permission",
     "Phase",
     "Resumption",
     "ShutdownReason",
     "Suspension",
+    "XenbusState",
 ]
 
 
@@ -141,6 +145,79 @@ class DomainRef(NamedTuple):
         return f"{self.name} (domain {self.domid})" if self.name else f"domain {self.domid}"
 
 
+class XenbusState(enum.IntEnum):
+    """How far one end of a split device is: ``XenbusState*`` of Xen's public/io/xenbus.h."""
+
+    UNKNOWN = 0
+    INITIALISING = 1
+    INIT_WAIT = 2  #: the backend waits for the frontend
+    INITIALISED = 3
+    CONNECTED = 4
+    CLOSING = 5
+    CLOSED = 6
+    RECONFIGURING = 7
+    RECONFIGURED = 8
+
+
+@dataclass(frozen=True)
+class Device:
+    """A split device: its frontend in one domain, its backend in another."""
+
+    kind: str  #: as libxl names it: ``vbd``, ``vif``, ``9pfs``, ``vkbd``, ``console``, ...
+    devid: int  #: its number among those of its kind in the frontend's domain
+    frontend_domid: int  #: who uses it
+    backend_domid: int  #: who serves it
+    frontend: str  #: the frontend's directory in xenstore
+    backend: str  #: the backend's
+    frontend_state: XenbusState | None = None  #: None: it has none
+    backend_state: XenbusState | None = None  #: None: it has none
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.devid}"
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """A PCI device of the host that is passed through to a domain."""
+
+    address: str  #: on the host, as ``0000:00:10.0``
+    virtual_address: str | None  #: where the guest sees it; None when nobody has said
+    state: XenbusState | None  #: its own within the PCI backend; None: it has none
+    backend_state: XenbusState | None  #: of the domain's PCI backend, one for all its devices
+    options: dict[str, str]  #: ``msitranslate``, ``power_mgmt``, ``permissive``, ``rdm_policy``
+
+    def __str__(self) -> str:
+        return self.address
+
+
+@dataclass(frozen=True)
+class PciCondition:
+    """How a passed-through PCI device is, as its configuration space on the host tells it."""
+
+    address: str  #: on the host, as ``0000:00:10.0``
+    present: bool  #: it answers configuration reads
+    in_use: bool = False  #: a driver has switched it on: it decodes addresses and may do DMA
+    interrupts: str | None = None  #: what is enabled: ``msi-x``, ``msi`` or ``intx``
+    power_state: str | None = None  #: ``D0`` to ``D3``; None when it has no power management
+    link_width: int | None = None  #: lanes of its PCI Express link; None when it has no such link
+    backend_state: XenbusState | None = None  #: of the domain's PCI backend
+
+
+def plain(value: Any) -> Any:
+    """A value as ``json.dumps`` takes it: enumerations by their names."""
+    if isinstance(value, DomainRef):
+        return {"domid": value.domid, "name": value.name, "uuid": str(value.uuid)}
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    return value
+
+
 @dataclass(frozen=True)
 class Result:
     """What a verb of a domain came to."""
@@ -149,12 +226,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, ready for ``json.dumps``."""
-        values = asdict(self)
-        values["domain"] = {
-            "domid": self.domain.domid,
-            "name": self.domain.name,
-            "uuid": str(self.domain.uuid),
-        }
+        values: dict[str, Any] = plain(self)
         return values
 
 
@@ -165,6 +237,8 @@ class Suspension(Result):
     request_ns: int  #: from the start of the conversation until the request stood in xenstore
     acknowledge_ns: int  #: from the request until the guest was seen to have taken it
     suspend_ns: int  #: from there until it was seen to have left the scheduler
+    pci: tuple[PciCondition, ...] = ()  #: its passed-through devices, as they were before
+    serves: tuple[Device, ...] = ()  #: the devices of others that it is the backend of, before
 
     @property
     def total_ns(self) -> int:
@@ -182,3 +256,7 @@ class Resumption(Result):
 
     cooperative: bool  #: the guest kept its event channels, grants and connections
     total_ns: int  #: from the call until hypervisor and xenstore had both taken it
+    pci: tuple[PciCondition, ...] = ()  #: its passed-through devices, as they are again
+    serves: tuple[Device, ...] = ()  #: the devices of others that it is the backend of
+    check_ns: int = 0  #: how long its devices were watched after that
+    problems: tuple[str, ...] = ()  #: what of its devices is not as it was, in words

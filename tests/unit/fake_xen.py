@@ -13,6 +13,7 @@ thing that is to happen.  Guests follow the protocol as Linux does unless they a
 
 from __future__ import annotations
 
+import builtins
 import errno
 import heapq
 import threading
@@ -47,7 +48,7 @@ C_NAMES = {
     "write": "xs_write",
     "mkdir": "xs_mkdir",
     "remove": "xs_rm",
-    "directory": "xs_directory",
+    "list": "xs_directory",
     "get_permissions": "xs_get_permissions",
     "set_permissions": "xs_set_permissions",
     "transaction_start": "xs_transaction_start",
@@ -201,8 +202,8 @@ class StoreConnection:
 
     def directory(self, path: str, transaction: int = 0) -> list[str]:
         """XS_DIRECTORY: the names of the children."""
-        self._node("directory", path, transaction)
-        view = self._view("directory", transaction)
+        self._node("list", path, transaction)
+        view = self._view("list", transaction)
         prefix = path if path == "/" else path + "/"
         names = [name[len(prefix) :] for name in _below(path, self._paths(view))]
         return sorted(name for name in names if "/" not in name)
@@ -424,6 +425,8 @@ class FakeGuest:
         self.suspensions = 0
         self.resumptions = 0
         self.corrupted = ""  # what was done to it that a guest does not survive
+        # its hardware
+        self.cards: dict[str, FakeCard] = {}
         # its kernel
         self._asked = False
         self._paused_work: list[Action] = []
@@ -478,12 +481,42 @@ class FakeGuest:
             cpupool=0,
         )
 
+    # -- what it is given
+
+    def give_card(self, address: str, **card: Any) -> FakeCard:
+        """Pass a PCI device through to it, as libxl and pciback do it."""
+        toolstack, home = self.xen.toolstack, f"/local/domain/0/backend/pci/{self.domid}/0"
+        number = len(self.cards)
+        toolstack.write(f"{home}/state", b"4")
+        toolstack.write(f"{home}/num_devs", b"%d" % (number + 1))
+        toolstack.write(f"{home}/key-{number}", address.encode())
+        toolstack.write(f"{home}/dev-{number}", address.encode())
+        toolstack.write(f"{home}/vdev-{number}", b"0000:00:%02x.00" % number)
+        toolstack.write(f"{home}/state-{number}", b"3")
+        toolstack.write(f"{home}/opts-{number}", b"msitranslate=0,power_mgmt=0,permissive=0")
+        given = self.cards[address] = self.xen.cards[address] = FakeCard(**card)
+        return given
+
+    def give_device(self, kind: str, devid: int, server: int = 0, backend: str = "") -> None:
+        """Give it a split device whose backend is in domain `server`, connected."""
+        toolstack = self.xen.toolstack
+        back = f"/local/domain/{server}/backend/{backend or kind}/{self.domid}/{devid}"
+        front = f"{self.home}/device/{kind}/{devid}"
+        for path in (front, f"/libxl/{self.domid}/device/{kind}/{devid}"):
+            toolstack.write(f"{path}/backend", back.encode())
+        toolstack.write(f"/libxl/{self.domid}/device/{kind}/{devid}/frontend", front.encode())
+        toolstack.write(f"{back}/frontend", front.encode())
+        toolstack.write(f"{front}/state", b"4")
+        toolstack.write(f"{back}/state", b"4")
+
     # -- what may happen to it
 
     def suspend(self) -> None:
         """It makes the suspend hypercall."""
         if self.running:
             self.suspensions += 1
+            for card in self.cards.values():
+                card.sleep()
             self.shut_down(ShutdownReason.SUSPEND)
 
     def crash(self) -> None:
@@ -521,6 +554,9 @@ class FakeGuest:
             return
         self.pause_count += 1
         self.xen.toolstack.remove(self.home)
+        for path in (f"/libxl/{self.domid}", f"/local/domain/0/backend/pci/{self.domid}"):
+            if path in self.xen.store.nodes:
+                self.xen.toolstack.remove(path)
         self.xen.after(teardown_ns, lambda: self._kill(dying_ns))
 
     # -- what the hypervisor does to it
@@ -546,6 +582,8 @@ class FakeGuest:
         self.resumptions += 1
         self.shutdown_code = None
         self._asked = False
+        for card in self.cards.values():
+            card.wake(self.xen)
 
     # -- its kernel
 
@@ -611,6 +649,67 @@ class FakeGuest:
             self._later(self.suspend_ns, self.suspend)
 
 
+@dataclass
+class FakeCard:
+    """A PCI Express network card, whose driver quiesces it in a suspension and brings it back.
+
+    Attributes:
+        interrupts: what its driver uses when it is up: "msi-x", "msi", "intx".
+        up: whether the driver has it switched on.
+        present: whether it answers at all.
+        back_ns: how long the driver takes for bringing it back; None: for ever.
+        back_with: the interrupts that it comes back with; None: the same.
+        lanes: of its link.
+    """
+
+    interrupts: str = "msi-x"
+    up: bool = True
+    present: bool = True
+    back_ns: int | None = 200 * MS
+    back_with: str | None = None
+    lanes: int = 4
+
+    @property
+    def config(self) -> bytes:
+        """Its configuration space."""
+        space = bytearray(b"\xff" * 256)
+        if not self.present:
+            return bytes(space)
+        space[:] = bytes(256)
+        intx = self.up and self.interrupts == "intx"
+        words = {
+            0x00: 0x8086,
+            0x02: 0x10D3,
+            0x04: (0x7 if self.up else 0) | (0 if intx or not self.up else 0x400),
+            0x06: 0x10,
+            0xC8: 0xD001,  # power management, next at 0xd0
+            0xD0: 0xE005,  # MSI
+            0xD2: 1 if self.up and self.interrupts == "msi" else 0,
+            0xE0: 0xA010,  # PCI Express
+            0xF2: self.lanes << 4 | 1,
+            0xA0: 0x0011,  # MSI-X, the last
+            0xA2: 0x8000 if self.up and self.interrupts == "msi-x" else 0,
+        }
+        for at, word in words.items():
+            space[at : at + 2] = word.to_bytes(2, "little")
+        space[0x34], space[0x3D] = 0xC8, 1 if intx else 0
+        return bytes(space)
+
+    def sleep(self) -> None:
+        """The driver's suspend."""
+        self.up = False
+
+    def wake(self, xen: FakeXen) -> None:
+        """The driver's resume begins."""
+
+        def back() -> None:
+            self.up = True
+            self.interrupts = self.back_with or self.interrupts
+
+        if self.back_ns is not None:
+            xen.after(self.back_ns, back)
+
+
 # -- the host
 
 
@@ -645,6 +744,7 @@ class FakeXen:
         toolstack: a connection of dom0's own to it.
         locks: who holds which domain's lock.
         calls: how often each method of the ports was called.
+        cards: the PCI devices of the host, by address.
     """
 
     def __init__(self, version: tuple[int, int] = (4, 17)) -> None:
@@ -658,6 +758,7 @@ class FakeXen:
         self.locks: dict[int, FakeLocks] = {}
         self.calls: Counter[str] = Counter()
         self.mutex = threading.RLock()
+        self.cards: dict[str, FakeCard] = {}
         self._next_domid = 1
         self._agenda: list[tuple[int, int, Action]] = []
         self._appointments = 0
@@ -666,7 +767,9 @@ class FakeXen:
     def ports(self) -> Ports:
         """A new connection to this host."""
         store = FakeStore(self)
-        return Ports(FakeHypervisor(self), store, FakeLocks(self), FakePoller(self, store))
+        return Ports(
+            FakeHypervisor(self), store, FakeLocks(self), FakePoller(self, store), FakePci(self)
+        )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:
         """Build a domain.
@@ -891,8 +994,18 @@ class FakeStore(_Port):
         with self._call("write"):
             self.connection.write(path, value, transaction)
 
+    def remove(self, path: str, transaction: int = 0) -> None:
+        """Remove a node and all below it."""
+        with self._call("remove"):
+            self.connection.remove(path, transaction)
+
+    def list(self, path: str, transaction: int = 0) -> builtins.list[str]:
+        """The names of a node's children."""
+        with self._call("list"):
+            return self.connection.directory(path, transaction)
+
     def set_permissions(
-        self, path: str, permissions: list[Permission], transaction: int = 0
+        self, path: str, permissions: builtins.list[Permission], transaction: int = 0
     ) -> None:
         """Set who may read and write a node."""
         with self._call("set_permissions"):
@@ -931,6 +1044,16 @@ class FakeStore(_Port):
         """A domain that had shut down runs again."""
         with self._call("resume_domain"):
             self.connection.resume_domain(domid)
+
+
+class FakePci(_Port):
+    """`xenpm.ports.PciBus` on the fake host."""
+
+    def config(self, address: str) -> bytes | None:
+        """A device's configuration space; None when it is not there."""
+        with self._call("config"):
+            card = self._xen.cards.get(address)
+            return None if card is None else card.config
 
 
 class FakeLocks(_Port):

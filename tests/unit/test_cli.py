@@ -139,13 +139,24 @@ def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
             "request_ns": 0,
             "acknowledge_ns": 1 * MS,
             "suspend_ns": 40 * MS,
+            "pci": [],
+            "serves": [],
             "total_ns": 41 * MS,
         }
     ]
     code, output, _ = run(capsys, "resume", "--json", "web")
     assert code == 0
     assert json.loads(output) == [
-        {"ok": True, "domain": domain, "cooperative": True, "total_ns": 0}
+        {
+            "ok": True,
+            "domain": domain,
+            "cooperative": True,
+            "total_ns": 0,
+            "pci": [],
+            "serves": [],
+            "check_ns": 0,
+            "problems": [],
+        }
     ]
 
 

@@ -42,6 +42,7 @@ def examples() -> list[xenpm.XenError]:
         xenpm.NotXenHost("it went wrong"),
         xenpm.LibraryMismatch("it went wrong"),
         xenpm.NoSuchDomain("it went wrong"),
+        xenpm.StoreDataError("it went wrong"),
         xenpm.HypercallError("xc_domain_pause", errno.ESRCH),
         xenpm.HypercallError("xc_domain_pause", errno.EINVAL, "it went wrong"),
         xenpm.StoreError("xs_read", errno.EIO, "/local"),
@@ -245,6 +246,8 @@ def test_results_are_plain_values_for_json() -> None:
         "request_ns": 1,
         "acknowledge_ns": 2,
         "suspend_ns": 3,
+        "pci": [],
+        "serves": [],
         "total_ns": 6,
     }
     resumption = xenpm.Resumption(WEB, cooperative=True, total_ns=4)
@@ -252,6 +255,10 @@ def test_results_are_plain_values_for_json() -> None:
         "domain": domain,
         "cooperative": True,
         "total_ns": 4,
+        "pci": [],
+        "serves": [],
+        "check_ns": 0,
+        "problems": [],
     }
 
 

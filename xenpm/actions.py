@@ -1,0 +1,140 @@
+"""What a conversation may ask for: the vocabulary of machines without I/O.
+
+A machine is a generator: it yields an `Action`, is sent the action's result (or thrown its error),
+and returns what it came to.  `xenpm.engine` performs the actions, for one machine or for many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator
+from typing import Any, NamedTuple, TypeVar, Union
+
+from .types import DomainInfo, DomainRef
+
+T = TypeVar("T")
+
+
+class Lock(NamedTuple):
+    """Take the domain's lock until the machine ends; results in whether it was free."""
+
+    domid: int
+
+
+class GetInfo(NamedTuple):
+    """Results in the domain's `DomainInfo`, or None when there is no such domain."""
+
+    domid: int
+
+
+class ListDomains(NamedTuple):
+    """Results in the `DomainInfo` of every domain, by rising domid."""
+
+
+class GetParam(NamedTuple):
+    """Results in the value of a HVM parameter."""
+
+    domid: int
+    param: int
+
+
+class Read(NamedTuple):
+    """Results in the value of a xenstore node, or None when there is no such node."""
+
+    path: str
+
+
+class List(NamedTuple):
+    """Results in the names of a xenstore node's children; empty also when there is no such node."""
+
+    path: str
+
+
+class Write(NamedTuple):
+    """Set the value of a xenstore node; it is made when it is not there."""
+
+    path: str
+    value: bytes
+
+
+class Remove(NamedTuple):
+    """Remove a xenstore node and all below it; nothing to do when there is no such node."""
+
+    path: str
+
+
+class Swap(NamedTuple):
+    """Write `value` to a node in a transaction, if its value is one of `expected`.
+
+    Results in the value that was found (None: no such node).  A node that has to be made belongs to
+    domain `owner`; it is not made when the node `home` is gone.
+    """
+
+    path: str
+    expected: Collection[bytes | None]
+    value: bytes
+    owner: int
+    home: str
+
+
+class Watch(NamedTuple):
+    """Watch a xenstore node until the machine ends."""
+
+    path: str
+
+
+class Wait(NamedTuple):
+    """Results in a `Wake`; the only action at which a machine can be thrown `Cancelled`."""
+
+    domain: DomainRef
+    until_ns: int
+
+
+class PciConfig(NamedTuple):
+    """Results in the configuration space of a PCI device of the host, or None: it is not there."""
+
+    address: str
+
+
+class ResumeDomain(NamedTuple):
+    """Let a suspended domain run on."""
+
+    domid: int
+    cooperative: bool
+
+
+class ResumeStore(NamedTuple):
+    """Tell xenstored that the domain runs again."""
+
+    domid: int
+
+
+Action = Union[
+    Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait, PciConfig,
+    ResumeDomain, ResumeStore,
+]  # fmt: skip
+Machine = Generator[Action, Any, T]
+Clock = Callable[[], int]
+
+
+class Wake(NamedTuple):
+    """What ended a `Wait`; several may have come together."""
+
+    store: bool = False  #: a watched node may have changed
+    domain: bool = False  #: the domain has shut down or is gone; `info` is what it is now
+    info: DomainInfo | None = None
+    timed_out: bool = False
+    cancelled: bool = False
+
+
+class Cancelled(Exception):
+    """Thrown into a machine: the caller does not want the result any more."""
+
+
+def identify(domain: DomainRef, info: DomainInfo | None) -> DomainInfo | None:
+    """`info` if it is of `domain`; None when that is gone, even if its domid has been reused."""
+    return info if info is not None and info.handle == domain.handle else None
+
+
+def look(domain: DomainRef) -> Machine[DomainInfo | None]:
+    """What the hypervisor says of the domain now; None when it is gone."""
+    return identify(domain, (yield GetInfo(domain.domid)))
