@@ -34,6 +34,8 @@ def pci_devices(domid: int, unreadable: list[str]) -> Machine[tuple[PciDevice, .
         return ()
     text = yield Read(f"{home}/num_devs")
     count = None if text is None else number(text, _MOST_DEVICES)
+    if text is None and not (yield List(home)):  # all were unplugged meanwhile
+        return ()
     if count is None:
         unreadable.append(f"{home}/num_devs is {shown(text)}")
         return ()

@@ -285,7 +285,7 @@ def read_topology() -> Machine[Topology]:
     """Look at all domains of the host.
 
     Requests to xenstored: three for each domain, and one for each device and each kind of device
-    that it has, without consoles; six for each passed-through PCI device.
+    that it has, without consoles; eight for one passed-through PCI device, five for each more.
     """
     members = []
     with_pci = set((yield List("/local/domain/0/backend/pci")))
