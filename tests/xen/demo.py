@@ -42,6 +42,15 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
+def show_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows of which the first is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    head, *table = rows
+    say("")
+    for line in (head, tuple("-" * width for width in widths), *table):
+        say("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
+
+
 def _timed(*command: str) -> float:
     """Milliseconds that a command takes."""
     began = time.monotonic()
@@ -126,10 +135,7 @@ def main() -> None:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(head, *table)]
-    say("")
-    for line in (head, tuple("-" * width for width in widths), *table):
-        say("  ".join(cell.rjust(width) for cell, width in zip(line, widths)))
+    show_table([head, *table])
     say("\nratio: (xl save + xl restore) / (suspend + resume). The machine is emulated: compare")
     say("the columns with each other, not with real hardware.")
     if trouble:

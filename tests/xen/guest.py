@@ -60,7 +60,7 @@ class Guest:
 
     def report(self, path: str) -> dict[str, str]:
         """One of the guest's reports, `data/counter` for example, as its fields."""
-        return dict(field.split("=", 1) for field in self.read(f"data/{path}").split())
+        return _fields(self.read(f"data/{path}"))
 
     @property
     def boot(self) -> str:
@@ -88,6 +88,20 @@ class Guest:
             f"its counter stays at {beyond}",
         )
 
+    def wait_working(self, report: str, done: str, more: int = 1) -> dict[str, str]:
+        """Wait until one of the guest's numbers has risen; the report that says so."""
+        least = int(self.report(report)[done]) + more
+        text = self.wait(
+            f"data/{report}",
+            lambda text: int(_fields(text)[done]) >= least,
+            f"{done} in its report {report} does not rise to {least}",
+        )
+        return _fields(text)
+
+    def wait_pinging(self, pings: int = 5) -> None:
+        """Wait until so many more of its pings have been answered."""
+        self.wait_working("ping", "answered", pings)
+
     def command(self, command: str) -> None:
         """Give the guest a command; returns once it has taken it."""
         with suppress(xenpm.NoSuchNode):
@@ -113,6 +127,10 @@ class Guest:
         assert info.memory_kib == memory
         self.wait_counting(max(count, self.count))
         assert self.boot == boot
+
+
+def _fields(text: str) -> dict[str, str]:
+    return dict(field.split("=", 1) for field in text.split())
 
 
 def wait_node(path: str, holds: Callable[[str], bool], what: str) -> str:
