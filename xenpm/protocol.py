@@ -164,7 +164,8 @@ def _inspect(domain: DomainRef) -> Machine[tuple[tuple[PciCondition, ...], tuple
 
 def _record(domain: DomainRef, address: str = "") -> str:
     """Where a suspension notes how the passed-through devices were; only dom0 writes there."""
-    return f"/local/domain/{domain.domid}/xenpm/pci/{address}".rstrip("/")
+    node = address.replace(":", "-").replace(".", "-")  # as libxl writes it: xenstore allows no more
+    return f"/local/domain/{domain.domid}/xenpm/pci/{node}".rstrip("/")
 
 
 def _recorded(text: bytes | None) -> PciCondition | None:
