@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ class Killed(BaseException):
     """SIGKILL: nothing of xenpm runs after it."""
 
 
-def suspended(xen: FakeXen, **script: object) -> FakeGuest:
+def suspended(xen: FakeXen, **script: Any) -> FakeGuest:
     """A suspended guest with two disks, one of them served by another guest, and a network."""
     guest = xen.add_guest("web", **script)
     xen.add_guest("store")
