@@ -50,10 +50,14 @@ class List(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Set the value of a xenstore node; it is made when it is not there."""
+    """Set the value of a xenstore node; it is made when it is not there.
+
+    With `home`, in a transaction: nothing is written when that node is gone.
+    """
 
     path: str
     value: bytes
+    home: str = ""
 
 
 class Remove(NamedTuple):
@@ -108,9 +112,75 @@ class ResumeStore(NamedTuple):
     domid: int
 
 
+class Pause(NamedTuple):
+    """Pause a domain once more."""
+
+    domid: int
+
+
+class Unpause(NamedTuple):
+    """Undo one `Pause`."""
+
+    domid: int
+
+
+class SoftReset(NamedTuple):
+    """Clear a suspended, paused PVH domain's event channels and vCPU areas, and its suspension."""
+
+    domid: int
+
+
+class ResetChannels(NamedTuple):
+    """Close all event channels of a paused domain."""
+
+    domid: int
+
+
+class AllocateChannel(NamedTuple):
+    """Results in a new port of the domain that `remote_domid` may bind."""
+
+    domid: int
+    remote_domid: int
+
+
+class GetRemote(NamedTuple):
+    """Results in the domid at the other end of a port, or None when it is bound to nobody."""
+
+    domid: int
+    port: int
+
+
+class SetParam(NamedTuple):
+    """Set a HVM parameter."""
+
+    domid: int
+    param: int
+    value: int
+
+
+class SeedGrants(NamedTuple):
+    """Grant the console's and the store's page to those who serve them."""
+
+    domid: int
+    is_hvm: bool
+    console_gfn: int
+    xenstore_gfn: int
+    console_domid: int
+    xenstore_domid: int
+
+
+class Introduce(NamedTuple):
+    """Have xenstored connect to the domain anew."""
+
+    domid: int
+    gfn: int
+    port: int
+
+
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait, PciConfig,
-    ResumeDomain, ResumeStore,
+    ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
+    SetParam, SeedGrants, Introduce,
 ]  # fmt: skip
 Machine = Generator[Action, Any, T]
 Clock = Callable[[], int]

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import __version__
-from .connection import timeout_ns
+from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
     LibraryMismatch,
@@ -89,6 +89,20 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = verbs.add_parser(
         "resume", parents=[common, domains], help="let suspended guests continue"
+    )
+    resume.add_argument(
+        "--reinit",
+        action="store_true",
+        help="have them start over and connect to everything anew, instead of where they can "
+        "going on as if nothing had been",
+    )
+    resume.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=DEFAULT_BACKEND_TIMEOUT,
+        metavar="SECONDS",
+        help="how long the backends of one that starts over have for closing (default: "
+        "%(default)g)",
     )
     resume.set_defaults(run=_resume)
 
@@ -259,12 +273,24 @@ def _suspend(host: Host, options: argparse.Namespace) -> int:
 
 
 def _resume(host: Host, options: argparse.Namespace) -> int:
-    return _report(host.resume_each(_chosen(host, options.domains)), options.json, "resumed")
+    outcomes = host.resume_each(
+        _chosen(host, options.domains),
+        cooperative=False if options.reinit else None,
+        timeout=options.timeout,
+    )
+    return _report(outcomes, options.json, "resumed")
 
 
 def _chosen(host: Host, references: list[str]) -> list[Domain]:
     """The domains meant, each once; looked up before anything is touched."""
     return list(dict.fromkeys(host.domain(reference) for reference in references))
+
+
+def _done(outcome: Suspension | Resumption, done: str) -> str:
+    if not isinstance(outcome, Resumption) or outcome.cooperative:
+        return done
+    steps = ", ".join(f"{step.name} {step.ns / 1e6:.1f} ms" for step in outcome.steps)
+    return f"{done} by starting over ({outcome.reason}; {steps})"
 
 
 def _report(
@@ -292,7 +318,7 @@ def _report(
         else:
             row = {"ok": True, **outcome.to_dict()}
             if not as_json:
-                _print(f"{domain.ref}: {done} in {outcome.total_ns / 1e6:.1f} ms")
+                _print(f"{domain.ref}: {_done(outcome, done)} in {outcome.total_ns / 1e6:.1f} ms")
             if isinstance(outcome, Resumption):
                 for problem in outcome.problems:
                     _complain(f"{domain.ref}: {problem}", 0)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Callable, TypeVar, Union
 from uuid import UUID
 
-from . import protocol
+from . import protocol, reinit
 from .actions import Machine
 from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
@@ -21,6 +21,9 @@ __all__ = ["Connection"]
 
 R = TypeVar("R", bound=Result)
 T = TypeVar("T")
+
+#: seconds that the backends of a guest that starts over have for closing
+DEFAULT_BACKEND_TIMEOUT = 30.0
 
 #: how a caller may name a domain
 Reference = Union[int, str, UUID, DomainRef]
@@ -76,10 +79,17 @@ class Connection:
             with self._working() as signals:
                 undo(self._engine, tasks, self._inverse, signals)
 
-    def resume(self, domains: Iterable[DomainRef], tasks: list[Task[Resumption]]) -> None:
-        """Resume domains; the outcomes become `tasks`.  See `protocol.resume`."""
-        now = self.ports.poller.now_ns
-        self._run([protocol.resume(domain, now) for domain in domains], tasks, None)
+    def resume(
+        self,
+        domains: Iterable[DomainRef],
+        tasks: list[Task[Resumption]],
+        cooperative: bool | None = None,
+        timeout: float = DEFAULT_BACKEND_TIMEOUT,
+    ) -> None:
+        """Resume domains; the outcomes become `tasks`.  See `reinit.resume`."""
+        now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
+        machines = [reinit.resume(domain, now, timeout_, cooperative) for domain in domains]
+        self._run(machines, tasks, None)
 
     def _inverse(self, suspension: Suspension) -> Machine[Resumption]:
         return protocol.resume(suspension.domain, self.ports.poller.now_ns)

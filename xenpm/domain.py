@@ -8,7 +8,7 @@ from typing import Callable, Literal, TypeVar
 from uuid import UUID
 
 from .actions import Machine, identify
-from .connection import Connection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
 from .devices import used_by, with_states
 from .engine import Task
 from .errors import NoSuchDomain, StoreDataError, XenError
@@ -238,27 +238,44 @@ class Domain:
             self._connection.undo(tasks)
             raise
 
-    def resume(self) -> Resumption:
+    def resume(
+        self, *, cooperative: bool | None = None, timeout: float = DEFAULT_BACKEND_TIMEOUT
+    ) -> Resumption:
         """Let the suspended guest continue where it stopped.
 
         Cooperatively: the guest's suspend hypercall returns 1, "cancelled", and it keeps its event
         channels, grants and connections.  ``xc_domain_resume`` with ``fast=1``, then
         ``xs_resume_domain``.
 
+        By reinitialisation: the hypercall returns 0, and the guest makes its connections anew.
+        For that its devices are walked back to their start, its event channels reset, and its
+        console and xenstore connected anew: ``xc_domain_soft_reset``, ``xs_introduce_domain``.
+        Requests that its devices had not answered are made again by the guest.  PVH guests of
+        Linux can; `supports_reinit` says whether this one does.  A process that was killed in the
+        middle of it is made up for by calling this again.
+
+        Args:
+            cooperative: None: cooperatively where the guest can, else by reinitialisation; True or
+                False: so and no other way.
+            timeout: seconds that the backends have for closing, when the guest is reinitialised;
+                above 0 and at most 86400.
+
         Returns:
-            How long it took.  When PCI devices are passed through to the domain they are watched
-            until its drivers have brought them back, for at most 10 seconds; what is not as it was
-            is in ``problems``.
+            How long it took, which way was taken and why.  When PCI devices are passed through to
+            the domain they are watched until its drivers have brought them back, for at most 10
+            seconds; what is not as it was is in ``problems``.
 
         Raises:
+            ValueError, TypeError: the timeout is not one; nothing was touched.
             NoSuchDomain: it is gone.
             NotSuspended: it is not suspended; nothing was touched.
+            ReinitNotSupported: the guest cannot; nothing was touched.
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
-            ResumeError: somebody else is at it, or a call failed; the message says what state the
-                guest is in.
+            ResumeError: somebody else is at it, a backend did not close, or a call failed; the
+                message says what state the guest is in.
         """
         tasks: list[Task[Resumption]] = []
-        self._connection.resume([self._ref], tasks)
+        self._connection.resume([self._ref], tasks, cooperative, timeout)
         return tasks[0].result()
 
     @contextmanager

@@ -18,19 +18,28 @@ from typing import Any, Callable, Generic, TypeVar, cast
 
 from .actions import (
     Action,
+    AllocateChannel,
     Cancelled,
     GetInfo,
     GetParam,
+    GetRemote,
+    Introduce,
     List,
     ListDomains,
     Lock,
     Machine,
+    Pause,
     PciConfig,
     Read,
     Remove,
+    ResetChannels,
     ResumeDomain,
     ResumeStore,
+    SeedGrants,
+    SetParam,
+    SoftReset,
     Swap,
+    Unpause,
     Wait,
     Wake,
     Watch,
@@ -177,12 +186,21 @@ class Engine:
             GetParam: lambda action: ports.hypervisor.hvm_param_get(*action),
             Read: lambda action: self._read(action.path),
             List: self._list,
-            Write: lambda action: ports.store.write(*action),
+            Write: self._write,
             Remove: self._remove,
             Swap: self._swap,
             PciConfig: lambda action: ports.pci.config(action.address),
             ResumeDomain: lambda action: ports.hypervisor.resume(*action),
             ResumeStore: lambda action: ports.store.resume_domain(action.domid),
+            Pause: lambda action: ports.hypervisor.pause(action.domid),
+            Unpause: lambda action: ports.hypervisor.unpause(action.domid),
+            SoftReset: lambda action: ports.hypervisor.soft_reset(action.domid),
+            ResetChannels: lambda action: ports.hypervisor.evtchn_reset(action.domid),
+            AllocateChannel: lambda action: ports.hypervisor.evtchn_alloc_unbound(*action),
+            GetRemote: lambda action: ports.hypervisor.evtchn_remote(*action),
+            SetParam: lambda action: ports.hypervisor.hvm_param_set(*action),
+            SeedGrants: lambda action: ports.hypervisor.gnttab_seed(**action._asdict()),
+            Introduce: lambda action: ports.store.introduce_domain(*action),
         }
         self._perform_for: dict[type, Callable[[Task[Any], Any], Any]] = {
             Lock: self._lock,
@@ -346,32 +364,55 @@ class Engine:
         with suppress(NoSuchNode):
             self.ports.store.remove(action.path)
 
+    def _write(self, action: Write) -> None:
+        if not action.home:
+            self.ports.store.write(action.path, action.value)
+            return
+
+        def write(transaction: int) -> tuple[bool, None]:
+            there = self._read(action.home, transaction) is not None
+            if there:
+                self.ports.store.write(action.path, action.value, transaction)
+            return there, None
+
+        self._transact(action.path, write)
+
     def _swap(self, action: Swap) -> bytes | None:
+        store = self.ports.store
+
+        def swap(transaction: int) -> tuple[bool, bytes | None]:
+            found = self._read(action.path, transaction)
+            if found not in action.expected:
+                return False, found
+            # A domain that is being destroyed must not get its nodes back.
+            if found is None and self._read(action.home, transaction) is None:
+                return False, found
+            store.write(action.path, action.value, transaction)
+            if found is None:
+                owner = Permission(action.owner, read=False, write=False)
+                store.set_permissions(action.path, [owner], transaction)
+            return True, found
+
+        return self._transact(action.path, swap)
+
+    def _transact(self, path: str, body: Callable[[int], tuple[bool, T]]) -> T:
+        """Run `body` in a transaction, again after conflicts; it says whether to commit."""
         store = self.ports.store
         for _ in range(_CONFLICTS):
             transaction = store.transaction_start()
             try:
-                found = self._read(action.path, transaction)
-                swap = found in action.expected
-                if swap and found is None:
-                    # A domain that is being destroyed must not get its nodes back.
-                    swap = self._read(action.home, transaction) is not None
-                if swap:
-                    store.write(action.path, action.value, transaction)
-                if swap and found is None:
-                    owner = Permission(action.owner, read=False, write=False)
-                    store.set_permissions(action.path, [owner], transaction)
+                commit, result = body(transaction)
             except BaseException:
                 with suppress(*CALL_ERRORS):  # then it ends with the connection
                     store.transaction_end(transaction, abort=True)
                 raise
             try:
-                store.transaction_end(transaction, abort=not swap)
+                store.transaction_end(transaction, abort=not commit)
             except TransactionConflict:
                 continue
-            return found
+            return result
         raise TransactionConflict(
-            "xs_transaction_end", errno.EAGAIN, f"{action.path} changed {_CONFLICTS} times under us"
+            "xs_transaction_end", errno.EAGAIN, f"{path} changed {_CONFLICTS} times under us"
         )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "NotSuspended",
     "NotXenHost",
     "QuotaExceeded",
+    "ReinitNotSupported",
     "ResumeError",
     "StoreDataError",
     "StoreError",
@@ -209,3 +210,7 @@ class ResumeError(_DomainError):
 
 class NotSuspended(ResumeError):
     """The domain is not suspended, so there is nothing to resume; nothing was touched."""
+
+
+class ReinitNotSupported(ResumeError):
+    """The domain cannot be given fresh ground to start over on; nothing was touched."""

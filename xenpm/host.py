@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeVar
 
-from .connection import Connection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .engine import Task
 from .errors import XenError
@@ -110,18 +110,27 @@ class Host:
             self._connection.undo(tasks)
             raise
 
-    def resume_each(self, domains: Iterable[Domain]) -> dict[Domain, Resumption | XenError]:
-        """Resume several suspended guests, each for itself, like `Domain.resume`.
+    def resume_each(
+        self,
+        domains: Iterable[Domain],
+        *,
+        cooperative: bool | None = None,
+        timeout: float = DEFAULT_BACKEND_TIMEOUT,
+    ) -> dict[Domain, Resumption | XenError]:
+        """Resume several suspended guests, all at once, each for itself, like `Domain.resume`.
 
         Args:
             domains: which; all of this host.
+            cooperative: see `Domain.resume`.
+            timeout: seconds that each guest's backends have for closing, when it starts over.
 
         Returns:
             For each domain its result, or the exception that `Domain.resume` would have raised.
         """
         chosen = self._chosen(domains)
         tasks: list[Task[Resumption]] = []
-        self._connection.resume([domain.ref for domain in chosen], tasks)
+        refs = [domain.ref for domain in chosen]
+        self._connection.resume(refs, tasks, cooperative, timeout)
         return _outcomes(chosen, tasks)
 
     def _chosen(self, domains: Iterable[Domain]) -> list[Domain]:

@@ -90,6 +90,23 @@ def _seconds(ns: int) -> str:
     return f"{ns / _NS:.3g} s"
 
 
+def reinit_note(domain: DomainRef) -> str:
+    """The node that says that the domain is being started over, and how far that has come."""
+    return f"/local/domain/{domain.domid}/xenpm/reinit"
+
+
+def started_over(domain: DomainRef, info: DomainInfo) -> Machine[tuple[str, str]]:
+    """How far the domain has come in being started over, by a process that did not end it.
+
+    Results in what the note says, as two words; both empty when it is not in the middle of that.
+    """
+    value: bytes | None = yield Read(reinit_note(domain))
+    doing, _, pause = (value or b"").decode("ascii", "replace").partition(" ")
+    if doing == "run" and (info.suspended or not info.paused):
+        return "", ""  # only the note was not removed
+    return doing, pause
+
+
 def _resume_in_place(domain: DomainRef) -> Machine[None]:
     """Resume a domain that was just seen to be suspended, cooperatively."""
     try:
@@ -126,6 +143,12 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
         raise NoSuchDomain(f"{domain} is gone")
     if not info.suspended:
         raise NotSuspended(domain, f"is not suspended but {info.state.value}")
+    if (yield from started_over(domain, info))[0]:
+        raise ResumeError(
+            domain,
+            "is in the middle of being started over, and its devices may be closed already: "
+            "resume it with cooperative=False",
+        )
     if info.type is DomainType.HVM:
         raise ResumeError(
             domain,
@@ -285,6 +308,12 @@ class _Suspend:
         info = yield from look(self.domain)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
+        if (yield from started_over(self.domain, info))[0]:
+            raise self.error(
+                SuspendInProgress,
+                "is in the middle of being started over, by a process that did not end that: "
+                "first finish it, with resume(cooperative=False)",
+            )
         if self.has_suspended(info):
             raise self.error(
                 AlreadySuspended,

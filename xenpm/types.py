@@ -19,6 +19,8 @@ __all__ = [
     "Phase",
     "Resumption",
     "ShutdownReason",
+    "Step",
+    "Support",
     "Suspension",
     "XenbusState",
 ]
@@ -251,6 +253,25 @@ class Suspension(Result):
 
 
 @dataclass(frozen=True)
+class Support:
+    """Whether a domain can do something, with what tells so; true or false by itself."""
+
+    supported: bool
+    evidence: str  #: why, in words
+
+    def __bool__(self) -> bool:
+        return self.supported
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a resume, and how long it took."""
+
+    name: str
+    ns: int
+
+
+@dataclass(frozen=True)
 class Resumption(Result):
     """A domain that has been resumed in place."""
 
@@ -260,3 +281,5 @@ class Resumption(Result):
     serves: tuple[Device, ...] = ()  #: the devices of others that it is the backend of
     check_ns: int = 0  #: how long its devices were watched after that
     problems: tuple[str, ...] = ()  #: what of its devices is not as it was, in words
+    reason: str = ""  #: why this way of resuming was taken
+    steps: tuple[Step, ...] = ()  #: what was done, in order; empty for a cooperative resume

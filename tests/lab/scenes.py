@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from .cache import LabError
 
 CARD = "0000:00:10.0"  # as machine.py plugs it
+VIF = "/root/guests/vif"
+EMPTY_CD = "/root/guests/empty-cd"  # a block script that gives the drive no medium
+# xl runs it for each network interface that dom0 serves: dom0's end becomes the guest's gateway.
+VIF_SCRIPT = """#!/bin/sh
+[ "$1" = online ] || exit 0
+ip addr add $(xenstore-read $XENBUS_PATH/ip)/24 dev $vif && ip link set $vif up
+xenstore-write $XENBUS_PATH/hotplug-status connected
+"""
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,14 @@ class Guest:
     memory_mib: int = 128
     disk_mib: int = 0
     """size of /dev/xvda, a loop device over a file in dom0; 0: none"""
+    more_disks: bool = False
+    """whether it also has /dev/xvdb, as large, a read-only /dev/xvdc, and an empty CD drive"""
     disk_from: str = ""
     """the storage driver domain whose /dev/xvda is this one's"""
     card: bool = False
     """whether it owns the host's second network card"""
     net_from: str = ""
-    """the network driver domain that its eth0 hangs on"""
+    """the network driver domain that its eth0 hangs on; dom0: a network of its own with dom0"""
     address: str = ""
     """of its eth0, or of the bridge that eth0 is a port of"""
     stallable: bool = False
@@ -55,6 +66,11 @@ class Guest:
         return f"/dev/mapper/{self.name}-disk" if self.stallable else f"/dev/lab/{self.name}-disk"
 
     @property
+    def gateway(self) -> str:
+        """What it pings, in its own network."""
+        return self.address.rpartition(".")[0] + ".2"
+
+    @property
     def options(self) -> str:
         """Its kernel's command line."""
         extra = "console=hvc0 panic=-1 rdinit=/init"
@@ -79,8 +95,15 @@ class Guest:
             disk = f"backend={self.disk_from},format=raw,vdev=xvda,access=rw,target=/dev/xvda"
             lines.append(f'disk = ["{disk}"]')
         elif self.disk_mib:
-            lines.append(f'disk = ["phy:{self.disk},xvda,w"]')
-        if self.net_from:
+            disks = [f"phy:{self.disk},xvda,w"]
+            if self.more_disks:
+                disks += [f"phy:/dev/lab/{self.name}-{each}" for each in ("b,xvdb,w", "c,xvdc,r")]
+                drive = f"format=raw,vdev=xvdd,devtype=cdrom,access=r,script={EMPTY_CD},target=none"
+                disks.append(drive)
+            lines.append(f"disk = {json.dumps(disks)}")
+        if self.net_from == "dom0":
+            lines.append(f'vif = ["script={VIF},ip={self.gateway}"]')
+        elif self.net_from:
             lines.append(f'vif = ["backend={self.net_from}"]')
         if self.card:
             lines.append(f'pci = ["{CARD}"]')
@@ -94,8 +117,19 @@ class Guest:
     def prepare(self) -> list[str]:
         """Shell commands in dom0 that make its disk and free its card, once."""
         lines = [f"modprobe xen-pciback && xl pci-assignable-add {CARD}"] if self.card else []
+        if self.net_from == "dom0":
+            lines += [f"cat > {VIF} <<'EOF'", VIF_SCRIPT + "EOF", f"chmod +x {VIF}"]
         if not self.disk_mib:
             return lines
+        if self.more_disks:
+            lines.append(f"printf '#!/bin/sh\\n' > {EMPTY_CD} && chmod +x {EMPTY_CD}")
+            for each in "bc":
+                image = f"/root/guests/{self.name}-{each}.img"
+                link = f"/dev/lab/{self.name}-{each}"
+                lines += [
+                    f"truncate -s {self.disk_mib}M {image}",
+                    f"mkdir -p /dev/lab && ln -s $(losetup -f --show {image}) {link}",
+                ]
         path = f"/root/guests/{self.name}.img"
         # A link whose name says whose disk it is: loop devices are numbered as they come.
         lines += [f"truncate -s {self.disk_mib}M {path}", f"loop=$(losetup -f --show {path})"]
@@ -141,6 +175,12 @@ SCENES = {
             Guest("victim-pvh", "pvh", preserved=True),
             Guest("stall", disk_mib=16, stallable=True, preserved=True),
             Guest("bystander"),
+        )),
+        Scene("reinit", (
+            Guest("over1", "pvh", disk_mib=16, more_disks=True, net_from="dom0",
+                  address="10.9.1.40", work="io,ping"),
+            Guest("over4", "pvh", vcpus=4, disk_mib=16, more_disks=True, net_from="dom0",
+                  address="10.9.2.40", stallable=True, work="io,ping"),
         )),
         Scene("card", (
             Guest("card", card=True, address="10.0.2.40", work="ping"),

@@ -34,7 +34,9 @@ SECOND = 1000 * MS
 
 RELEASE_DOMAIN = "@releaseDomain"
 INTRODUCE_DOMAIN = "@introduceDomain"
-CALLBACK_IRQ = 0  # HVM_PARAM_CALLBACK_IRQ of public/hvm/params.h
+# HVM_PARAM_* of public/hvm/params.h
+CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN = 0, 1, 2, 17, 18
+INITIALISING, INIT_WAIT, CONNECTED, CLOSED = b"1", b"2", b"4", b"6"  # of public/io/xenbus.h
 
 #: the C function behind each method of the ports, as it stands in errors
 C_NAMES = {
@@ -45,6 +47,12 @@ C_NAMES = {
     "unpause": "xc_domain_unpause",
     "resume": "xc_domain_resume",
     "hvm_param_get": "xc_hvm_param_get",
+    "hvm_param_set": "xc_hvm_param_set",
+    "evtchn_alloc_unbound": "xc_evtchn_alloc_unbound",
+    "evtchn_remote": "xc_evtchn_status",
+    "evtchn_reset": "xc_evtchn_reset",
+    "soft_reset": "xc_domain_soft_reset",
+    "gnttab_seed": "xc_dom_gnttab_seed",
     "read": "xs_read",
     "write": "xs_write",
     "mkdir": "xs_mkdir",
@@ -57,6 +65,7 @@ C_NAMES = {
     "watch": "xs_watch",
     "unwatch": "xs_unwatch",
     "check_watch": "xs_check_watch",
+    "introduce_domain": "xs_introduce_domain",
     "resume_domain": "xs_resume_domain",
 }
 HYPERCALLS = frozenset(name for name, function in C_NAMES.items() if function.startswith("xc_"))
@@ -149,6 +158,7 @@ class StoreConnection:
         self.watches: list[tuple[str, str]] = []
         self.events: deque[tuple[str, str]] = deque()
         self.transactions: dict[int, _Transaction] = {}
+        self.is_kernel = on_event is not None  # it wakes up by itself
         self._on_event = on_event
         self._last_transaction = 0
         daemon.connections.append(self)
@@ -416,7 +426,14 @@ class FakeGuest:
         self.acknowledge_by = acknowledge_by
         self.suspend_ns = suspend_ns
         self.feature_suspend = feature_suspend
-        self.hvm_params = {CALLBACK_IRQ: 1, **(hvm_params or {})}
+        self.hvm_params = {
+            CALLBACK_IRQ: 1,
+            STORE_PFN: 0xFEFFC,
+            STORE_EVTCHN: 1,
+            CONSOLE_PFN: 0xFEFFF,
+            CONSOLE_EVTCHN: 2,
+            **(hvm_params or {}),
+        }
         self.runs_xenstore = runs_xenstore
         # the domain's state
         self.gone = False
@@ -427,8 +444,14 @@ class FakeGuest:
         self.suspensions = 0
         self.resumptions = 0
         self.corrupted = ""  # what was done to it that a guest does not survive
+        # its event channels: who is at the other end; None: nobody yet
+        self.channels: dict[int, int | None] = {1: 0, 2: 0}
+        self.over = False  # its suspend hypercall is going to return 0
+        self.seeded = False
+        self.restarts = 0
         # its hardware
         self.cards: dict[str, FakeCard] = {}
+        self.backends: list[FakeBackend] = []
         # its kernel
         self._asked = False
         self._paused_work: list[Action] = []
@@ -499,7 +522,9 @@ class FakeGuest:
         given = self.cards[address] = self.xen.cards[address] = FakeCard(**card)
         return given
 
-    def give_device(self, kind: str, devid: int, server: int = 0, backend: str = "") -> None:
+    def give_device(
+        self, kind: str, devid: int, server: int = 0, backend: str = "", **script: Any
+    ) -> FakeBackend:
         """Give it a split device whose backend is in domain `server`, connected."""
         toolstack = self.xen.toolstack
         back = f"/local/domain/{server}/backend/{backend or kind}/{self.domid}/{devid}"
@@ -508,8 +533,15 @@ class FakeGuest:
             toolstack.write(f"{path}/backend", back.encode())
         toolstack.write(f"/libxl/{self.domid}/device/{kind}/{devid}/frontend", front.encode())
         toolstack.write(f"{back}/frontend", front.encode())
-        toolstack.write(f"{front}/state", b"4")
-        toolstack.write(f"{back}/state", b"4")
+        toolstack.write(f"{front}/state", CONNECTED)
+        toolstack.write(f"{back}/state", CONNECTED)
+        toolstack.write(f"{back}/online", b"1")
+        port = max(self.channels) + 1
+        self.channels[port] = server
+        toolstack.write(f"{front}/event-channel", b"%d" % port)
+        served = FakeBackend(self, server, front, back, port, **script)
+        self.backends.append(served)
+        return served
 
     # -- what may happen to it
 
@@ -571,6 +603,8 @@ class FakeGuest:
         """One pause less; without any, it goes on with what it was at."""
         self.pause_count = max(0, self.pause_count - 1)
         if self.pause_count == 0:
+            if self.over and self.running:
+                self._start_over()
             work, self._paused_work = self._paused_work, []
             for step in work:
                 self.xen.after(0, lambda step=step: self._step(step))  # type: ignore[misc]
@@ -581,13 +615,66 @@ class FakeGuest:
             self.corrupted = "resumed when it was not suspended"
         elif not cooperative:
             self.corrupted = "told to start over without being given fresh ground"
+        elif any(backend.state != CONNECTED for backend in self.backends):
+            self.corrupted = "told to go on with devices that were closed"
         self.resumptions += 1
         self.shutdown_code = None
         self._asked = False
         for card in self.cards.values():
             card.wake(self.xen)
 
+    def soft_reset(self) -> None:
+        """XEN_DOMCTL_soft_reset."""
+        if self.type is DomainType.PV:
+            self.shutdown_code = ShutdownReason.CRASH
+            self.corrupted = "reset as only PVH guests can be"
+        if not self.suspended or not self.pause_count:
+            raise hypercall_error("xc_domain_soft_reset", errno.EINVAL)
+        self.channels.clear()
+        self.shutdown_code = None
+        self.over, self.seeded, self._asked = True, False, False
+
+    def reset_channels(self) -> None:
+        """EVTCHNOP_reset."""
+        if not self.pause_count:
+            raise hypercall_error("xc_evtchn_reset", errno.EINVAL)
+        self.channels.clear()
+
+    def allocate_channel(self) -> int:
+        """EVTCHNOP_alloc_unbound: the lowest free port."""
+        port = next(port for port in range(1, 4096) if port not in self.channels)
+        self.channels[port] = None
+        return port
+
+    def introduce(self, gfn: int, port: int) -> None:
+        """XS_INTRODUCE on a domain that xenstored knows: it binds the new channel."""
+        assert gfn == self.hvm_params[STORE_PFN]
+        if self.channels.get(port, 0) is None:
+            self.channels[port] = 0
+        self._connection.watches.clear()
+
     # -- its kernel
+
+    def _start_over(self) -> None:
+        """Its suspend hypercall returns 0: it uses what it was given."""
+        self.over = False
+        self.restarts += 1
+        store, console = self.hvm_params[STORE_EVTCHN], self.hvm_params[CONSOLE_EVTCHN]
+        if (
+            (store, console) != (1, 2)
+            or self.channels.get(store) != 0
+            or console not in (self.channels)
+        ):
+            self.corrupted = f"started over with the channels {self.channels}"
+        elif not self.seeded:
+            self.corrupted = "started over without grants for its store and console"
+        elif self.xen.store.shut_down.get(self.domid):
+            self.corrupted = "started over while xenstored takes it for suspended"
+        elif self.xen.store.nodes[f"{self.home}/store/port"].value != b"1":
+            self.corrupted = "started over with another port in xenstore"
+        for backend in self.backends:
+            backend.frontend_starts(self)
+        self._connection.watch(self.request_path, "shutdown")
 
     def _build(self) -> None:
         toolstack = self.xen.toolstack
@@ -596,6 +683,8 @@ class FakeGuest:
         readable = [Permission(0, read=False, write=False), Permission(self.domid, True, False)]
         toolstack.set_permissions(self.home, readable)
         toolstack.write(f"{self.home}/name", self.name.encode("utf-8", "surrogateescape"))
+        toolstack.write(f"{self.home}/store/port", b"%d" % self.hvm_params[STORE_EVTCHN])
+        toolstack.write(f"{self.home}/console/port", b"%d" % self.hvm_params[CONSOLE_EVTCHN])
         toolstack.write(self.request_path, b"")
         toolstack.set_permissions(self.request_path, mine)
         if self.feature_suspend is not None:
@@ -649,6 +738,73 @@ class FakeGuest:
             assert self.acknowledge_by == "nothing"
         if self.suspend_ns is not None:
             self._later(self.suspend_ns, self.suspend)
+
+
+class FakeBackend:
+    """One device's backend driver, in domain 0 or a driver domain: follows the frontend's states.
+
+    Attributes:
+        close_ns: how long it takes for each state; None: it does nothing any more.
+        busy_until_ns: until then it works at requests, and keeps the ring when it closes.
+    """
+
+    def __init__(
+        self,
+        guest: FakeGuest,
+        server: int,
+        frontend: str,
+        path: str,
+        port: int,
+        *,
+        close_ns: int | None = 1 * MS,
+        busy_until_ns: int = 0,
+    ) -> None:
+        self.guest, self.server, self.frontend, self.path = guest, server, frontend, path
+        self.port = port
+        self.close_ns, self.busy_until_ns = close_ns, busy_until_ns
+        self._woken = False
+        self._connection = StoreConnection(guest.xen.store, server, self._changed)
+        self._connection.watch(f"{frontend}/state", "state")
+
+    @property
+    def state(self) -> bytes:
+        """Its own state."""
+        return self.guest.xen.store.nodes[f"{self.path}/state"].value
+
+    def frontend_starts(self, guest: FakeGuest) -> None:
+        """The frontend connects: this must be able to."""
+        if self.guest.xen.now_ns < self.busy_until_ns:
+            guest.corrupted = f"{self.path} still writes to its memory"
+        elif self.state != INIT_WAIT:
+            guest.corrupted = f"started over while {self.path} is {self.state!r}"
+        port = guest.allocate_channel()
+        guest.channels[port] = self.server
+        self.port = port
+        for node, value in (
+            (f"{self.frontend}/event-channel", b"%d" % port),
+            (f"{self.frontend}/state", CONNECTED),
+            (f"{self.path}/state", CONNECTED),
+        ):
+            guest.xen.toolstack.write(node, value)
+
+    def _changed(self) -> None:
+        self._connection.events.clear()
+        if self.close_ns is not None and not self._woken:
+            self._woken = True
+            self.guest.xen.after(self.close_ns, self._follow)
+
+    def _follow(self) -> None:
+        self._woken = False
+        xen = self.guest.xen
+        node = xen.store.nodes.get(f"{self.frontend}/state")
+        if node is None or f"{self.path}/state" not in xen.store.nodes:
+            return
+        if node.value == CLOSED and self.state != CLOSED:
+            if xen.now_ns >= self.busy_until_ns and self.port in self.guest.channels:
+                self.guest.channels[self.port] = None
+            xen.toolstack.write(f"{self.path}/state", CLOSED)
+        elif node.value == INITIALISING and self.state == CLOSED:
+            xen.toolstack.write(f"{self.path}/state", INIT_WAIT)
 
 
 @dataclass
@@ -885,11 +1041,11 @@ class FakeXen:
 
     @property
     def watches(self) -> list[tuple[str, str]]:
-        """All watches of dom0 that stand in the store."""
+        """All watches of dom0's programs that stand in the store."""
         return [
             watch
             for connection in self.store.connections
-            if connection.domid == 0
+            if connection.domid == 0 and not connection.is_kernel
             for watch in connection.watches
         ]
 
@@ -961,6 +1117,53 @@ class FakeHypervisor(_Port):
             if guest.type is DomainType.PV:
                 raise hypercall_error("xc_hvm_param_get", errno.EINVAL)
             return guest.hvm_params.get(param, 0)
+
+    def hvm_param_set(self, domid: int, param: int, value: int) -> None:
+        """Set a HVM parameter."""
+        with self._call("hvm_param_set"):
+            self._guest("hvm_param_set", domid).hvm_params[param] = value
+
+    def evtchn_alloc_unbound(self, domid: int, remote_domid: int) -> int:
+        """A new port of a domain."""
+        with self._call("evtchn_alloc_unbound"):
+            assert remote_domid == 0
+            return self._guest("evtchn_alloc_unbound", domid).allocate_channel()
+
+    def evtchn_remote(self, domid: int, port: int) -> int | None:
+        """Who is at the other end of a domain's port."""
+        with self._call("evtchn_remote"):
+            if port >= 4096:
+                raise hypercall_error("xc_evtchn_status", errno.EINVAL)
+            return self._guest("evtchn_remote", domid).channels.get(port)
+
+    def evtchn_reset(self, domid: int) -> None:
+        """Close all event channels of a domain."""
+        with self._call("evtchn_reset"):
+            self._guest("evtchn_reset", domid).reset_channels()
+
+    def soft_reset(self, domid: int) -> None:
+        """Clear what the hypervisor has of a suspended domain."""
+        with self._call("soft_reset"):
+            self._guest("soft_reset", domid).soft_reset()
+
+    def gnttab_seed(
+        self,
+        domid: int,
+        *,
+        is_hvm: bool,
+        console_gfn: int,
+        xenstore_gfn: int,
+        console_domid: int,
+        xenstore_domid: int,
+    ) -> None:
+        """Grant the console's and the store's page."""
+        with self._call("gnttab_seed"):
+            guest = self._guest("gnttab_seed", domid)
+            assert is_hvm
+            assert (console_domid, xenstore_domid) == (0, 0)
+            assert guest.hvm_params[CONSOLE_PFN] == console_gfn
+            assert guest.hvm_params[STORE_PFN] == xenstore_gfn
+            guest.seeded = True
 
     def _guest(self, name: str, domid: int) -> FakeGuest:
         if domid not in self._xen.guests:
@@ -1041,6 +1244,11 @@ class FakeStore(_Port):
         """The next event, or None."""
         with self._call("check_watch"):
             return self.connection.check_watch()
+
+    def introduce_domain(self, domid: int, gfn: int, port: int) -> None:
+        """Connect to a domain anew."""
+        with self._call("introduce_domain"):
+            self._xen.guests[domid].introduce(gfn, port)
 
     def resume_domain(self, domid: int) -> None:
         """A domain that had shut down runs again."""

@@ -111,6 +111,7 @@ DOMAIN_CALL(xc_domain_pause)
 DOMAIN_CALL(xc_domain_unpause)
 DOMAIN_CALL(xc_domain_soft_reset)
 DOMAIN_CALL(xc_evtchn_reset)
+int xc_evtchn_status(xc_interface *xch, xc_evtchn_status_t *status) { return answer(__func__); }
 DOMAIN_CALL(xc_domain_shutdown, int reason)
 DOMAIN_CALL(xc_domain_resume, int fast)
 DOMAIN_CALL(xc_hvm_param_get, uint32_t param, uint64_t *value)

@@ -127,6 +127,18 @@ def test_suspend_and_resume(xen: FakeXen, capsys: Capture) -> None:
     assert_runs_on(db)
 
 
+def test_resume_by_starting_over(xen: FakeXen, capsys: Capture) -> None:
+    web = xen.add_guest("web")
+    web.give_device("vbd", 51712)
+    run(capsys, "suspend", "-L", "web")
+    code, output, complaints = run(capsys, "resume", "--reinit", "web")
+    assert (code, complaints) == (0, "")
+    assert output.startswith(
+        "web (domain 1): resumed by starting over (asked for; devices 2.0 ms, reset 0.0 ms"
+    )
+    assert web.restarts == 1
+
+
 def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
     web = xen.add_guest("web")
     domain = {"domid": 1, "name": "web", "uuid": str(web.uuid)}
@@ -156,6 +168,8 @@ def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
             "serves": [],
             "check_ns": 0,
             "problems": [],
+            "reason": "it is a PVH guest with Xen's event channels",
+            "steps": [],
         }
     ]
 

@@ -53,6 +53,7 @@ def examples() -> list[xenpm.XenError]:
         *(kind(WEB, "went wrong", phase=xenpm.Phase.REQUESTED, elapsed=1.5) for kind in kinds),
         xenpm.ResumeError(WEB, "went wrong"),
         xenpm.NotSuspended(WEB, "went wrong"),
+        xenpm.ReinitNotSupported(WEB, "went wrong"),
         interrupted,
         late,
     ]
@@ -250,7 +251,9 @@ def test_results_are_plain_values_for_json() -> None:
         "serves": [],
         "total_ns": 6,
     }
-    resumption = xenpm.Resumption(WEB, cooperative=True, total_ns=4)
+    resumption = xenpm.Resumption(
+        WEB, cooperative=True, total_ns=4, reason="asked for", steps=(xenpm.Step("devices", 4),)
+    )
     assert json.loads(json.dumps(resumption.to_dict())) == {
         "domain": domain,
         "cooperative": True,
@@ -259,6 +262,8 @@ def test_results_are_plain_values_for_json() -> None:
         "serves": [],
         "check_ns": 0,
         "problems": [],
+        "reason": "asked for",
+        "steps": [{"name": "devices", "ns": 4}],
     }
 
 

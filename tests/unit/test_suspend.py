@@ -62,7 +62,10 @@ def test_suspend_and_resume(xen: FakeXen, host: xenpm.Host, kind: DomainType) ->
     assert_nothing_left(xen)
 
     resumption = domain.resume()
-    assert resumption == xenpm.Resumption(domain.ref, cooperative=True, total_ns=0)
+    assert resumption == xenpm.Resumption(
+        domain.ref, cooperative=True, total_ns=0, reason=resumption.reason
+    )
+    assert kind.name in resumption.reason
     assert domain.state is xenpm.DomainState.RUNNING
     assert_runs_on(guest)
     assert (guest.suspensions, guest.resumptions) == (1, 1)

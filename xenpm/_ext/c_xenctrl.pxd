@@ -59,6 +59,10 @@ cdef extern from "compat.h" nogil:
     xc_evtchn_port_or_error_t xc_evtchn_alloc_unbound(xc_interface *xch, uint32_t dom,
                                                       uint32_t remote_dom)
 
+    # 1 when bound to a port of another domain, 0 when not, or -1 and errno
+    int xenpm_evtchn_remote(xc_interface *xch, uint32_t domid, uint32_t port,
+                            uint32_t *remote_domid)
+
     # 0, or -1 and errno
     int xc_domain_pause(xc_interface *xch, uint32_t domid)
     int xc_domain_unpause(xc_interface *xch, uint32_t domid)

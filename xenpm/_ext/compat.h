@@ -23,4 +23,16 @@ static inline int xenpm_is_pvh(const xc_domaininfo_t *info)
         && !(info->arch_config.emulation_flags & XEN_X86_EMU_PM);
 }
 
+/* Whether a port of a domain is bound to one of another, and of which: xc_evtchn_status(). */
+static inline int xenpm_evtchn_remote(xc_interface *xch, uint32_t domid, uint32_t port,
+                                      uint32_t *remote_domid)
+{
+    xc_evtchn_status_t status = { .dom = domid, .port = port };
+
+    if (xc_evtchn_status(xch, &status))
+        return -1;
+    *remote_domid = status.u.interdomain.dom;
+    return status.status == EVTCHNSTAT_interdomain;
+}
+
 #endif

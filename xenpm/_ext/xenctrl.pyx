@@ -392,6 +392,24 @@ cdef class Xenctrl:
         _done("xc_evtchn_alloc_unbound", result, &left)
         return result
 
+    def evtchn_remote(self, domid, port):
+        """The domain at the other end of a domain's event channel: ``xc_evtchn_status``.
+
+        None when `port` is bound to no port of another domain.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_port = to_uint32(port, "port")
+        cdef uint32_t remote_domid = 0
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
+                result = xenpm_evtchn_remote(self._xch, c_domid, c_port, &remote_domid)
+                self._end(&left)
+        _done("xc_evtchn_status", result, &left)
+        return remote_domid if result else None
+
     def evtchn_reset(self, domid):
         """Close all event channels of a domain that is paused: ``xc_evtchn_reset``."""
         self._call("xc_evtchn_reset", xc_evtchn_reset, domid)

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 enum { PING_MS = 100 };
-static const char gateway[] = "10.0.2.2"; /* QEMU's, which answers by itself */
+static char gateway[16]; /* number 2 of the network: QEMU's own, or what dom0 has given itself */
 
 static struct ifreq named(const char *name)
 {
@@ -94,6 +94,7 @@ void net_setup(const char *card, int bridged, const char *address)
 	set(fd, own, SIOCSIFNETMASK, "255.255.255.0");
 	up(fd, own);
 	close(fd);
+	snprintf(gateway, sizeof gateway, "%.*s.2", (int)(strrchr(address, '.') - address), address);
 	say("work: %s has %s", own, address);
 }
 

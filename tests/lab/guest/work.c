@@ -196,6 +196,22 @@ static unsigned long long slowest_count(void)
 /* What a guest does besides counting. */
 enum { IO = 1, XS = 2, PING = 4 };
 
+/* What was done on a disk, as data/io, data/io-b, ...; nothing when it is not there. */
+static void publish_io(struct store *store, int disk)
+{
+	char path[32] = "data/io", value[256];
+	if (!totals->io[disk].ops && disk)
+		return;
+	if (disk)
+		snprintf(path, sizeof path, "data/io-%c", 'a' + disk);
+	snprintf(value, sizeof value, "boot=%s ops=%llu errors=%llu verified=%llu", boot,
+		 (unsigned long long)totals->io[disk].ops,
+		 (unsigned long long)totals->io[disk].errors,
+		 (unsigned long long)totals->io[disk].verified);
+	if (store_write(store, 0, path, value))
+		say("work: publishing %s: %s", path, strerror(errno));
+}
+
 static void publish(struct store *store, int jobs)
 {
 	char value[256];
@@ -204,11 +220,8 @@ static void publish(struct store *store, int jobs)
 	if (store_write(store, 0, "data/counter", value))
 		say("work: publishing data/counter: %s", strerror(errno));
 	if (jobs & IO && totals->working) {
-		snprintf(value, sizeof value, "boot=%s ops=%llu errors=%llu verified=%llu", boot,
-			 (unsigned long long)totals->io_ops, (unsigned long long)totals->io_errors,
-			 (unsigned long long)totals->io_verified);
-		if (store_write(store, 0, "data/io", value))
-			say("work: publishing data/io: %s", strerror(errno));
+		for (int disk = 0; disk < DISKS; disk++)
+			publish_io(store, disk);
 	}
 	if (jobs & XS && totals->working) {
 		unsigned long long commits = 0, errors = 0, conflicts = 0, lost = 0;
@@ -261,10 +274,13 @@ static void block_fill(struct block *block, uint64_t number, uint64_t sequence)
 	block->checksum = sum;
 }
 
+static int job_disk; /* the one that this process works on */
+
 static void io_error(const char *what, uint64_t block, const char *detail)
 {
-	totals->io_errors++;
-	say("work: io error: %s of block %llu: %s", what, (unsigned long long)block, detail);
+	totals->io[job_disk].errors++;
+	say("work: io error: xvd%c: %s of block %llu: %s", 'a' + job_disk, what,
+	    (unsigned long long)block, detail);
 }
 
 static void io_check(const struct block *blocks, uint64_t first, uint64_t count,
@@ -282,7 +298,7 @@ static void io_check(const struct block *blocks, uint64_t first, uint64_t count,
 				 (unsigned long long)expected[first + i]);
 			io_error("content", first + i, detail);
 		} else {
-			totals->io_verified++;
+			totals->io[job_disk].verified++;
 		}
 	}
 }
@@ -290,22 +306,25 @@ static void io_check(const struct block *blocks, uint64_t first, uint64_t count,
 /* The disk appears some time after its driver was loaded. */
 static int open_disk(int mode)
 {
+	char path[16];
+	snprintf(path, sizeof path, "/dev/xvd%c", 'a' + job_disk);
 	for (int i = 0; i < 3000; i++) {
-		int disk = open("/dev/xvda", mode | O_DIRECT | O_CLOEXEC);
+		int disk = open(path, mode | O_DIRECT | O_CLOEXEC);
 		if (disk >= 0)
 			return disk;
 		nap(20);
 	}
-	die("/dev/xvda");
+	die(path);
 	return -1;
 }
 
-static void io(void)
+static void io(int number)
 {
 	uint64_t size, sequence = 0, random = uptime_ms() * 2 + 1;
+	job_disk = number;
 	int disk = open_disk(O_RDWR);
 	if (ioctl(disk, BLKGETSIZE64, &size))
-		die("the size of /dev/xvda");
+		die("the size of a disk");
 	uint64_t blocks = size / BLOCK;
 	uint64_t *expected = calloc(blocks, sizeof *expected);
 	struct block *buffer = aligned_alloc(BLOCK, LARGEST * BLOCK);
@@ -338,7 +357,7 @@ static void io(void)
 				io_error("read", first, strerror(errno));
 			else
 				io_check(buffer, first, count, expected);
-			totals->io_ops++;
+			totals->io[job_disk].ops++;
 		}
 	}
 }
@@ -411,8 +430,6 @@ static pid_t start(void (*job)(int), int argument)
 	}
 	return pid;
 }
-
-static void io_job(int unused) { (void)unused; io(); }
 
 /* ---- the kernel's command line ---- */
 
@@ -500,7 +517,9 @@ static void start_work(int jobs)
 		return;
 	totals->working = 1;
 	if (jobs & IO)
-		start(io_job, 0);
+		for (int disk = 0; disk < DISKS; disk++)
+			if (!disk || !access("/sys/block/xvdb", F_OK))
+				start(io, disk);
 	for (int i = 0; jobs & XS && i < WORKERS; i++)
 		start(xs_worker, i);
 	if (jobs & PING)

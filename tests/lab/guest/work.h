@@ -7,12 +7,13 @@
 enum { XS_DIRECTORY = 1, XS_READ = 2, XS_WATCH = 4, XS_TRANSACTION_START = 6,
        XS_TRANSACTION_END = 7, XS_WRITE = 11, XS_WATCH_EVENT = 15, XS_ERROR = 16 };
 
-enum { WORKERS = 4, CPUS = 16, BLOCK = 4096, LARGEST = 16 };
+enum { WORKERS = 4, CPUS = 16, DISKS = 2, BLOCK = 4096, LARGEST = 16 };
 
 /* In memory that all processes share. */
 struct totals {
 	volatile int working;
-	volatile uint64_t counts[CPUS], io_ops, io_errors, io_verified;
+	volatile uint64_t counts[CPUS];
+	struct { volatile uint64_t ops, errors, verified; } io[DISKS];
 	volatile uint64_t pings, answers, errors;
 	struct { volatile uint64_t commits, errors, conflicts, lost; } xs[WORKERS];
 };

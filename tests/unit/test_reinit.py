@@ -1,0 +1,432 @@
+"""Starting a guest over: every step, every step failing, a process killed between any two."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+import xenpm
+from xenpm import DomainType, reinit
+from xenpm.engine import Engine, Task
+
+from .checks import assert_nothing_left, assert_released
+from .fake_xen import (
+    CALLBACK_IRQ,
+    CONNECTED,
+    CONSOLE_EVTCHN,
+    MS,
+    SECOND,
+    FakeGuest,
+    FakeXen,
+)
+
+STEPS = ["devices", "reset", "channels", "grants", "store", "run"]
+NOTE = "/local/domain/1/xenpm/reinit"
+
+
+class Killed(BaseException):
+    """SIGKILL: nothing of xenpm runs after it."""
+
+
+def suspended(xen: FakeXen, **script: Any) -> FakeGuest:
+    """A suspended guest with two disks, one of them served by another guest, and a network."""
+    guest = xen.add_guest("web", **script)
+    xen.add_guest("store")
+    guest.give_device("vbd", 51712)
+    guest.give_device("vbd", 51728, server=2)
+    guest.give_device("vif", 0, close_ns=3 * MS)
+    with xenpm.Host(ports=xen.ports()) as host:
+        host.domain("web").suspend()
+    return guest
+
+
+def assert_started_over(guest: FakeGuest) -> None:
+    xen = guest.xen
+    xen.settle()
+    assert guest.running
+    assert not guest.corrupted, guest.corrupted
+    assert guest.restarts == 1
+    assert guest.pause_count == 0
+    assert NOTE not in xen.store.nodes
+    assert [backend.state for backend in guest.backends] == [CONNECTED] * 3
+    assert_nothing_left(xen)
+    with xenpm.Host(ports=xen.ports()) as host:  # it can be suspended again, and resumed either way
+        host.domain("web").suspend()
+        assert host.domain("web").resume().cooperative
+        host.domain("web").suspend()
+        host.domain("web").resume(cooperative=False)
+    assert guest.restarts == 2
+    assert not guest.corrupted, guest.corrupted
+
+
+# -- the good case
+
+
+def test_starts_over(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    began = xen.now_ns
+    resumption = host.domain("web").resume(cooperative=False)
+    assert not resumption.cooperative
+    assert resumption.reason == "asked for"
+    assert [step.name for step in resumption.steps] == STEPS
+    assert resumption.total_ns == xen.now_ns - began == sum(step.ns for step in resumption.steps)
+    assert resumption.steps[0].ns == 6 * MS, "the slowest backend closes, and opens again"
+    assert resumption.to_dict()["steps"][0] == {"name": "devices", "ns": 6 * MS}
+    assert_started_over(guest)
+
+
+def test_guest_without_devices(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web")
+    host.domain("web").suspend()
+    assert host.domain("web").resume(cooperative=False).steps[0].ns == 0
+    assert guest.restarts == 1
+
+
+def test_what_the_toolstack_had_paused_stays_paused(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    host.domain("web").pause()
+    host.domain("web").resume(cooperative=False)
+    assert guest.pause_count == 1
+    assert NOTE not in xen.store.nodes
+    host.domain("web").unpause()
+    assert_started_over(guest)
+
+
+def test_backend_still_at_work_is_waited_for(xen: FakeXen, host: xenpm.Host) -> None:
+    """Its requests go to the guest's memory: the guest must not run before they are done."""
+    guest = suspended(xen)
+    disk = guest.backends[0]
+    disk.busy_until_ns = xen.now_ns + 3 * SECOND
+    resumption = host.domain("web").resume(cooperative=False)
+    assert xen.now_ns >= disk.busy_until_ns
+    assert resumption.total_ns < 5 * SECOND
+    assert_started_over(guest)
+
+
+def test_nonsense_of_the_guest_is_passed_over(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    front = guest.backends[0].frontend
+    for name, value in (("event-channel-tx", b"77777"), ("event-channel-rx", b"-1")):
+        xen.toolstack.write(f"{front}/{name}", value)
+    xen.toolstack.write(f"{front}/queue-0/event-channel", b"\xff")
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_channel_of_a_queue_counts(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    port = guest.backends[2].port
+    front = guest.backends[2].frontend
+    xen.toolstack.remove(f"{front}/event-channel")
+    xen.toolstack.write(f"{front}/queue-1/event-channel-rx", b"%d" % port)
+    guest.backends[2].busy_until_ns = xen.now_ns + SECOND
+    host.domain("web").resume(cooperative=False)
+    assert xen.now_ns >= guest.backends[2].busy_until_ns
+    assert guest.restarts == 1
+    assert not guest.corrupted
+
+
+# -- the choice
+
+
+def test_cooperative_where_the_guest_can(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    resumption = host.domain("web").resume()
+    assert resumption.cooperative
+    assert "PVH" in resumption.reason
+    assert resumption.steps == ()
+    assert guest.restarts == 0
+
+
+def test_started_over_where_it_cannot(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.hvm_params[CALLBACK_IRQ] = 0
+    resumption = host.domain("web").resume()
+    assert not resumption.cooperative
+    assert "interrupt" in resumption.reason
+    guest.hvm_params[CALLBACK_IRQ] = 1
+    assert_started_over(guest)
+
+
+# -- refused, nothing touched
+
+
+def refuses(xen: FakeXen, host: xenpm.Host, text: str) -> None:
+    """And the guest can still be resumed cooperatively."""
+    nodes = dict(xen.store.nodes)
+    with pytest.raises(xenpm.ReinitNotSupported, match=text):
+        host.domain("web").resume(cooperative=False)
+    assert xen.store.nodes == nodes
+    assert_released(xen)
+    assert xen.guests[1].pause_count == 0
+    assert host.domain("web").resume(cooperative=True).reason == "asked for"
+    assert not xen.guests[1].corrupted
+    assert xen.guests[1].running
+
+
+def test_pv_is_refused(xen: FakeXen, host: xenpm.Host) -> None:
+    suspended(xen, type=DomainType.PV)
+    refuses(xen, host, "PV guest")
+
+
+@pytest.mark.parametrize("kind", ["9pfs", "pvcalls"])
+def test_device_that_would_not_come_back(xen: FakeXen, host: xenpm.Host, kind: str) -> None:
+    suspended(xen).give_device(kind, 0)
+    refuses(xen, host, f"{kind} 0 would not come back")
+
+
+def test_device_that_is_being_unplugged(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    xen.toolstack.write(f"{guest.backends[0].path}/online", b"0")
+    refuses(xen, host, "vbd 51712 is being unplugged")
+
+
+def test_device_whose_backend_is_gone(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    state = xen.store.nodes[f"{guest.backends[1].path}/state"].value
+    xen.toolstack.remove(f"{guest.backends[1].path}/state")
+    with pytest.raises(xenpm.ReinitNotSupported, match="vbd 51728 has no backend: is domain 2"):
+        host.domain("web").resume(cooperative=False)
+    xen.toolstack.write(f"{guest.backends[1].path}/state", state)
+    host.domain("web").resume()
+
+
+def test_driver_domain_is_refused(xen: FakeXen, host: xenpm.Host) -> None:
+    suspended(xen)
+    xen.guests[2].give_device("vbd", 51712, server=1)
+    refuses(xen, host, r"backend of others' devices \(vbd 51712 of domain 2\)")
+
+
+def test_channels_of_other_numbers(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.hvm_params[CONSOLE_EVTCHN] = 3
+    refuses(xen, host, "event channels")
+
+
+@pytest.mark.parametrize("cooperative", [None, False])
+def test_not_suspended(xen: FakeXen, host: xenpm.Host, cooperative: bool | None) -> None:
+    guest = xen.add_guest("web")
+    with pytest.raises(xenpm.NotSuspended, match="running"):
+        host.domain("web").resume(cooperative=cooperative)
+    guest.crash()
+    with pytest.raises(xenpm.NotSuspended, match="crashed"):
+        host.domain("web").resume(cooperative=cooperative)
+
+
+def test_somebody_else_is_at_it(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    with xenpm.Host(ports=xen.ports()) as other:
+        other._connection.ports.locks.acquire(1)
+        with pytest.raises(xenpm.ResumeError, match="another process"):
+            host.domain("web").resume(cooperative=False)
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), 1e6])
+def test_bad_timeout(xen: FakeXen, host: xenpm.Host, timeout: float) -> None:
+    suspended(xen)
+    with pytest.raises(ValueError, match="timeout"):
+        host.domain("web").resume(cooperative=False, timeout=timeout)
+
+
+# -- backends that do not do their part
+
+
+def test_backend_that_never_closes(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    disk = guest.backends[1]
+    disk.close_ns = None
+    began = xen.now_ns
+    with pytest.raises(xenpm.ResumeError, match=r"do not close: vbd 51728 \(in domain 2\)") as it:
+        host.domain("web").resume(cooperative=False, timeout=5)
+    assert "cooperative=False again" in str(it.value)
+    assert xen.now_ns - began == 5 * SECOND
+    assert guest.suspended
+    assert guest.pause_count == 0
+    assert_released(xen)
+    # neither a cooperative resume nor a second suspend now; starting it over, when it is mended
+    with pytest.raises(xenpm.ResumeError, match="middle of being started over"):
+        host.domain("web").resume(cooperative=True)
+    with pytest.raises(xenpm.SuspendInProgress, match="first finish it"):
+        host.domain("web").suspend()
+    disk.close_ns = MS
+    assert "devices" in host.domain("web").resume().reason
+    assert_started_over(guest)
+
+
+def test_backend_that_never_ends_its_work(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.backends[0].busy_until_ns = xen.now_ns + 3600 * SECOND
+    with pytest.raises(xenpm.ResumeError, match=r"still at work for it: vbd 51712 \(in domain 0\)"):
+        host.domain("web").resume(cooperative=False, timeout=5)
+    assert guest.suspended
+    guest.backends[0].busy_until_ns = 0
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_destroyed_meanwhile(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.backends[0].close_ns = None
+    xen.after(SECOND, guest.destroy)
+    with pytest.raises(xenpm.NoSuchDomain):
+        host.domain("web").resume(cooperative=False)
+    assert not [path for path in xen.store.nodes if path.startswith("/local/domain/1/")]
+
+
+def test_cancelled(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.backends[0].close_ns = None
+    connection = host._connection
+    machine = reinit.resume(
+        host.domain("web").ref, connection.ports.poller.now_ns, 30 * SECOND, False
+    )
+    task = connection._engine.start(machine)
+    connection._engine.cancel(task)
+    with pytest.raises(xenpm.ResumeError, match="was cancelled; it is still suspended"):
+        task.result()
+    guest.backends[0].close_ns = MS
+    host.domain("web").resume()
+    assert_started_over(guest)
+
+
+# -- any call that fails, a process killed at any call
+
+
+def calls_of_a_good_run() -> int:
+    xen = FakeXen()
+    suspended(xen)
+    host = xenpm.Host(ports=xen.ports())
+    domain = host.domain("web")
+    before = sum(xen.calls.values())
+    domain.resume(cooperative=False)
+    return sum(xen.calls.values()) - before
+
+
+CALLS = range(1, calls_of_a_good_run() + 1)
+
+
+@pytest.mark.parametrize("nth", CALLS)
+def test_any_call_fails(xen: FakeXen, host: xenpm.Host, nth: int) -> None:
+    """The error says in what state the guest is, and resuming it again mends everything."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("*", errno.EIO, nth=nth)
+    outcome: object = None
+    try:
+        outcome = domain.resume(cooperative=False)
+    except xenpm.XenError as error:
+        outcome = error
+    xen.stop_failing()
+    assert xen.locks == {}
+    assert xen.open_transactions == 0
+    assert not guest.corrupted, guest.corrupted
+    if isinstance(outcome, xenpm.Resumption):
+        host.close()  # a watch that could not be removed goes with the connection
+        assert_started_over(guest)
+        return
+    if not isinstance(outcome, xenpm.ResumeError):  # a bare one of a call: nothing was touched
+        assert guest.suspended
+        assert NOTE not in xen.store.nodes
+        assert guest.pause_count == 0
+    elif guest.suspended:
+        assert "still suspended" in str(outcome)
+        assert guest.pause_count == 0
+    elif guest.pause_count:
+        assert "paused" in str(outcome)
+    else:
+        assert "runs again, but the note" in str(outcome)
+        xen.toolstack.remove(NOTE)
+        assert_started_over(guest)
+        return
+    assert host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+@pytest.mark.parametrize("how", [None, False])
+@pytest.mark.parametrize("nth", CALLS)
+def test_killed_at_any_call(xen: FakeXen, nth: int, how: bool | None) -> None:
+    """Whoever comes next makes up for it."""
+    guest = suspended(xen)
+    ports = xen.ports()
+    engine = Engine(ports)
+    ref = xenpm.Host(ports=ports).domain("web").ref
+
+    def die() -> None:
+        raise Killed
+
+    xen.before("*", die, nth=nth, times=None)
+    with pytest.raises(Killed):
+        _drive(engine, [engine.start(reinit.resume(ref, ports.poller.now_ns, SECOND, False))])
+    xen.stop_failing()
+    ports.close()  # as the kernel does
+    with xenpm.Host(ports=xen.ports()) as host:
+        if guest.running and not guest.pause_count:  # killed when all was done but the note
+            with pytest.raises(xenpm.NotSuspended):
+                host.domain("web").resume(cooperative=how)
+            xen.toolstack.remove(NOTE)
+        else:
+            resumption = host.domain("web").resume(cooperative=how)
+            if resumption.cooperative:
+                assert guest.restarts == 0, "the first one had touched nothing"
+                host.domain("web").suspend()
+                host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def _drive(engine: Engine, tasks: list[Task[xenpm.Resumption]]) -> None:
+    while not all(task.done for task in tasks):
+        engine.ports.poller.wait(-1, SECOND)
+        engine.dispatch()
+
+
+def test_stale_note_of_a_running_guest_does_no_harm(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    host.domain("web").resume(cooperative=False)
+    xen.toolstack.write(NOTE, b"run unpause")
+    host.domain("web").suspend()
+    assert host.domain("web").resume().cooperative
+    host.domain("web").suspend()
+    host.domain("web").resume(cooperative=False)
+    assert guest.restarts == 2
+    assert NOTE not in xen.store.nodes
+
+
+@pytest.mark.parametrize("note", [b"devices unpause", b"ground unpause"])
+def test_set_running_by_somebody_in_the_middle(xen: FakeXen, host: xenpm.Host, note: bytes) -> None:
+    xen.add_guest("web")
+    xen.toolstack.write(NOTE, note)
+    with pytest.raises(xenpm.ResumeError, match="set running by somebody else"):
+        host.domain("web").resume(cooperative=False)
+    with pytest.raises(xenpm.SuspendInProgress, match="first finish it"):
+        host.domain("web").suspend()
+
+
+def test_reset_that_crashes_the_domain(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+
+    def crash() -> None:
+        guest.shutdown_code = xenpm.ShutdownReason.CRASH
+        raise xenpm.HypercallError("xc_domain_soft_reset", errno.EINVAL)
+
+    xen.before("soft_reset", crash)
+    with pytest.raises(xenpm.ResumeError, match="it has ended with that: it is crashed"):
+        host.domain("web").resume(cooperative=False)
+    with pytest.raises(xenpm.NotSuspended, match="crashed, in the middle"):
+        host.domain("web").resume(cooperative=False)
+
+
+def test_xenstored_that_does_not_bind(xen: FakeXen, host: xenpm.Host) -> None:
+    """It says nothing of that by itself."""
+    guest = suspended(xen)
+    introduce = guest.introduce
+    guest.introduce = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(xenpm.ResumeError, match="did not bind the event channel"):
+        host.domain("web").resume(cooperative=False)
+    assert guest.pause_count == 1
+    guest.introduce = introduce  # type: ignore[method-assign]
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)

@@ -1,0 +1,503 @@
+"""Resuming a guest that starts over: its suspend hypercall returns 0, and it rebuilds everything.
+
+For that it must be given fresh ground: each frontend/backend pair is walked back to its start while
+the guest is still suspended; then its event channels are reset, store and console get new ones, and
+it is introduced to xenstored anew.  See public/io/xenbus.h, ``XEN_DOMCTL_soft_reset`` of
+public/domctl.h and ``XS_INTRODUCE`` of docs/misc/xenstore.txt.
+
+A note in xenstore (`reinit_note`), written before anything that cannot be undone, says what is
+being done.  Whoever finds a guest with such a note finishes the work: each step can be done again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import replace
+
+from . import protocol
+from .actions import (
+    AllocateChannel,
+    Cancelled,
+    Clock,
+    GetParam,
+    GetRemote,
+    Introduce,
+    List,
+    Lock,
+    Machine,
+    Pause,
+    Read,
+    Remove,
+    ResetChannels,
+    ResumeStore,
+    SeedGrants,
+    SetParam,
+    SoftReset,
+    Unpause,
+    Wait,
+    Watch,
+    Write,
+    look,
+)
+from .devices import served_by, used_by, with_states
+from .errors import (
+    CALL_ERRORS,
+    CallError,
+    HypercallError,
+    NoSuchDomain,
+    NotSuspended,
+    ReinitNotSupported,
+    ResumeError,
+)
+from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over
+from .types import (
+    Device,
+    DomainInfo,
+    DomainRef,
+    DomainType,
+    Resumption,
+    Step,
+    Support,
+    XenbusState,
+)
+
+# public/hvm/params.h
+HVM_PARAM_STORE_PFN = 1
+HVM_PARAM_STORE_EVTCHN = 2
+HVM_PARAM_CONSOLE_PFN = 17
+HVM_PARAM_CONSOLE_EVTCHN = 18
+
+_MS = 1_000_000
+_LONGEST_PAUSE_NS = 1000 * _MS
+
+# The kinds whose frontends in Linux connect anew after the hypercall has returned 0.
+_RECONNECTING = frozenset({"vbd", "vif", "vfb", "vkbd", "vtpm", "vusb", "console"})
+
+# What the note says is being done; with it, whether the pause in between is ours.
+_DEVICES, _GROUND, _RUN = "devices", "ground", "run"
+_OURS, _THEIRS = "unpause", "keep-paused"
+
+
+_LOST_ON_THE_WAY = (
+    "it is still suspended, and its devices are on the way back to their start, so it can no "
+    "longer be resumed cooperatively. When the cause is mended, resume it with cooperative=False "
+    "again"
+)
+
+
+class _Reinit:
+    """One reinitialisation; `run` is the machine."""
+
+    def __init__(self, domain: DomainRef, now: Clock, timeout_ns: int) -> None:
+        self.domain = domain
+        self.now = now
+        self.timeout_ns = timeout_ns
+        self.home = f"/local/domain/{domain.domid}"
+        self.note = reinit_note(domain)
+        self.devices: list[Device] = []
+        self.steps: list[Step] = []
+        self.step = ""
+        self.step_began = 0
+        self.deadline = 0  # of the backends
+        self.ours = True  # the pause that the domain is under while its ground is laid
+
+    # -- the conversation
+
+    def run(self, reason: str) -> Machine[Resumption]:
+        began = self.now()
+        if not (yield Lock(self.domain.domid)):
+            raise self.error("another process is suspending or resuming it at this moment")
+        info = yield from self.look()
+        doing, pause = yield from started_over(self.domain, info)
+        self.check_state(info, doing)
+        self.ours = pause == _OURS if doing in (_GROUND, _RUN) else not info.paused
+        if info.suspended:
+            yield from self.prepare(info)
+            yield from self.walk_back()
+            yield from self.clear(info)
+        if doing != _RUN:
+            yield from self.lay_ground()
+        yield from self.let_run()
+        return Resumption(
+            self.domain,
+            cooperative=False,
+            total_ns=self.now() - began,
+            reason=reason,
+            steps=tuple(self.steps),
+        )
+
+    def look(self) -> Machine[DomainInfo]:
+        info: DomainInfo | None = yield from look(self.domain)
+        if info is None:
+            raise NoSuchDomain(f"{self.domain} is gone")
+        return info
+
+    def error(self, message: str) -> ResumeError:
+        return ResumeError(self.domain, message)
+
+    def begin(self, name: str) -> None:
+        """Name the step that begins here."""
+        self.end()
+        self.step, self.step_began = name, self.now()
+
+    def end(self) -> None:
+        if self.step:
+            self.steps.append(Step(self.step, self.now() - self.step_began))
+        self.step = ""
+
+    def put(self, path: str, value: bytes) -> Write:
+        return Write(path, value, self.home)
+
+    def write_note(self, doing: str) -> Write:
+        return self.put(self.note, f"{doing} {_OURS if self.ours else _THEIRS}".encode())
+
+    # -- before anything is touched
+
+    def check_state(self, info: DomainInfo, doing: str) -> None:
+        """Refuse a domain that is neither suspended nor left paused in the middle."""
+        if info.suspended:
+            return
+        if not doing:
+            raise NotSuspended(self.domain, f"is not suspended but {info.state.value}")
+        if info.dying or info.shutdown:
+            raise NotSuspended(
+                self.domain, f"is {info.state.value}, in the middle of being started over"
+            )
+        if doing == _DEVICES or not info.paused:
+            raise self.error(
+                "was set running by somebody else in the middle of being started over, with its "
+                "devices closed: reboot or destroy it. "
+                f"If it works all the same: xenstore-rm {self.note}"
+            )
+
+    def prepare(self, info: DomainInfo) -> Machine[None]:
+        """Everything that can be refused before anything is touched."""
+        refuse_kind(self.domain, info)
+        domid = self.domain.domid
+        ports = [
+            (yield GetParam(domid, HVM_PARAM_STORE_EVTCHN)),
+            (yield GetParam(domid, HVM_PARAM_CONSOLE_EVTCHN)),
+        ]
+        if sorted(ports) != [1, 2]:
+            # These are what Xen gives out after a reset, and Linux goes on with the console's.
+            raise ReinitNotSupported(
+                self.domain,
+                f"its store and console have the event channels {ports}, which it could not "
+                "be given again",
+            )
+        unreadable: list[str] = []
+        devices = yield from used_by(domid, unreadable)
+        serves = yield from served_by(domid, unreadable)
+        if unreadable:
+            raise ReinitNotSupported(self.domain, f"xenstore makes no sense: {unreadable[0]}")
+        if serves:
+            raise ReinitNotSupported(
+                self.domain,
+                f"is the backend of others' devices ({serves[0]} of domain "
+                f"{serves[0].frontend_domid}), and backends do not start over",
+            )
+        # The first console has no states: xenconsoled finds its new channel in xenstore.
+        self.devices = [each for each in devices if (each.kind, each.devid) != ("console", 0)]
+        for device in self.devices:
+            yield from self.check_device(device)
+
+    def check_device(self, device: Device) -> Machine[None]:
+        if device.kind not in _RECONNECTING:
+            raise ReinitNotSupported(
+                self.domain,
+                f"its {device} would not come back: Linux does not connect a {device.kind} anew",
+            )
+        if device.backend_state is None:
+            raise ReinitNotSupported(
+                self.domain,
+                f"its {device} has no backend: is domain {device.backend_domid} gone?",
+            )
+        if (yield Read(f"{device.backend}/online")) == b"0":
+            raise ReinitNotSupported(
+                self.domain, f"its {device} is being unplugged; wait until that is done"
+            )
+
+    # -- while the guest is suspended
+
+    def walk_back(self) -> Machine[None]:
+        """Walk each device back to where a frontend begins to connect."""
+        self.begin(_DEVICES)
+        self.deadline = self.now() + self.timeout_ns
+        pause_ns = 50 * _MS
+        try:
+            yield self.write_note(_DEVICES)
+            for device in self.devices:
+                yield Watch(f"{device.backend}/state")
+            busy = yield from self.not_fresh(self.devices)
+            while busy:
+                yield from self.close(busy)
+                busy = yield from self.not_fresh(busy)
+                if not busy:
+                    break
+                # A backend is still at requests of the guest, and will write into its memory.  It
+                # lets go of the ring when it is asked to close after that, and tells nobody when.
+                until = self.now() + pause_ns
+                if until >= self.deadline:
+                    raise self.stuck("are still at work for it", busy)
+                while self.now() < until:
+                    yield from self.wait(until)
+                pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
+        except CALL_ERRORS as error:
+            raise self.half_closed(str(error)) from error
+
+    def close(self, devices: Iterable[Device]) -> Machine[None]:
+        for state in (XenbusState.CLOSING, XenbusState.CLOSED):
+            for device in devices:
+                yield self.put(f"{device.frontend}/state", b"%d" % state)
+        yield from self.wait_for(devices, XenbusState.CLOSED, "do not close")
+        for device in devices:
+            yield self.put(f"{device.frontend}/state", b"%d" % XenbusState.INITIALISING)
+        yield from self.wait_for(devices, XenbusState.INIT_WAIT, "do not open again")
+
+    def wait_for(
+        self, devices: Iterable[Device], state: XenbusState, problem: str
+    ) -> Machine[None]:
+        while True:
+            late = []
+            for device in devices:
+                if (yield from with_states(device, [])).backend_state is not state:
+                    late.append(device)
+            if not late:
+                return
+            if self.now() >= self.deadline:
+                raise self.stuck(problem, late)
+            yield from self.wait(self.deadline)
+
+    def wait(self, until: int) -> Machine[None]:
+        try:
+            yield Wait(self.domain, until)
+        except Cancelled:
+            raise self.half_closed("its resume was cancelled") from None
+        yield from self.look()
+
+    def not_fresh(self, devices: Iterable[Device]) -> Machine[list[Device]]:
+        """The devices that are not where a frontend begins, or whose backend holds their ring."""
+        left = []
+        for device in devices:
+            now = yield from with_states(device, [])
+            states = (now.frontend_state, now.backend_state)
+            if states != (XenbusState.INITIALISING, XenbusState.INIT_WAIT) or (
+                yield from self.bound(device)
+            ):
+                left.append(device)
+        return left
+
+    def bound(self, device: Device) -> Machine[bool]:
+        """Whether the backend is bound to one of the frontend's event channels."""
+        directories = [device.frontend]
+        for name in (yield List(device.frontend)):
+            if name.startswith("queue-"):
+                directories.append(f"{device.frontend}/{name}")
+        for directory in directories:
+            for name in (yield List(directory)):
+                if not name.startswith("event-channel"):
+                    continue
+                value = yield Read(f"{directory}/{name}")
+                if value and value.isdigit() and len(value) < 10:
+                    remote = yield from self.remote(int(value))
+                    if remote == device.backend_domid:
+                        return True
+        return False
+
+    def remote(self, port: int) -> Machine[int | None]:
+        try:
+            remote: int | None = yield GetRemote(self.domain.domid, port)
+        except HypercallError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return None  # the guest has written a number that is no port
+        return remote
+
+    def stuck(self, problem: str, devices: Iterable[Device]) -> ResumeError:
+        names = ", ".join(f"{each} (in domain {each.backend_domid})" for each in devices)
+        return self.half_closed(
+            f"after {self.timeout_ns / 1e9:.3g} s the backends {problem}: {names}"
+        )
+
+    def half_closed(self, why: str) -> ResumeError:
+        return self.error(f"{why}; {_LOST_ON_THE_WAY}")
+
+    def clear(self, info: DomainInfo) -> Machine[None]:
+        """Pause it, and clear what the hypervisor has of it; from then on it is not suspended."""
+        domid = self.domain.domid
+        self.begin("reset")
+        try:
+            yield self.write_note(_GROUND)
+            if not info.paused:
+                yield Pause(domid)
+            yield SoftReset(domid)
+        except CALL_ERRORS as error:
+            raise (yield from self.not_cleared(error)) from error
+
+    def not_cleared(self, error: CallError) -> Machine[ResumeError]:
+        """The error for a domain that could not be cleared; our pause is taken back."""
+        info = yield from self.look()
+        if not info.suspended:
+            return self.error(f"{error}; it has ended with that: it is {info.state.value}")
+        if self.ours and info.paused:
+            try:
+                yield Unpause(self.domain.domid)
+            except CALL_ERRORS as second:
+                return self.half_closed(f"{error}; then {second}, so it is also paused")
+        return self.half_closed(str(error))
+
+    # -- while the guest is paused
+
+    def lay_ground(self) -> Machine[None]:
+        """Give it what a new domain has, beginning with no event channels at all."""
+        try:
+            yield from self.channels()
+        except CALL_ERRORS as error:
+            raise self.error(
+                f"{error}; it is paused in the middle of its reinitialisation (step {self.step}), "
+                "and its memory is whole. When the cause is mended, resume it with "
+                "cooperative=False again; do not unpause it"
+            ) from error
+
+    def channels(self) -> Machine[None]:
+        domid = self.domain.domid
+        self.begin("channels")
+        yield ResetChannels(domid)
+        store_domid = yield from self.read_domid("/tool/xenstored/domid")
+        console_domid = yield from self.read_domid(f"{self.home}/console/backend-id")
+        wanted = [
+            ((yield GetParam(domid, HVM_PARAM_STORE_EVTCHN)), HVM_PARAM_STORE_EVTCHN, store_domid),
+            (
+                (yield GetParam(domid, HVM_PARAM_CONSOLE_EVTCHN)),
+                HVM_PARAM_CONSOLE_EVTCHN,
+                console_domid,
+            ),
+        ]
+        ports = {}
+        for _, param, remote in sorted(wanted):  # so each gets the number that it had
+            ports[param] = yield AllocateChannel(domid, remote)
+            yield SetParam(domid, param, ports[param])
+        store_gfn = yield GetParam(domid, HVM_PARAM_STORE_PFN)
+        console_gfn = yield GetParam(domid, HVM_PARAM_CONSOLE_PFN)
+        self.begin("grants")
+        yield SeedGrants(
+            domid,
+            is_hvm=True,
+            console_gfn=console_gfn,
+            xenstore_gfn=store_gfn,
+            console_domid=console_domid,
+            xenstore_domid=store_domid,
+        )
+        self.begin("store")
+        store_port = ports[HVM_PARAM_STORE_EVTCHN]
+        console_port = ports[HVM_PARAM_CONSOLE_EVTCHN]
+        yield self.put(f"{self.home}/control/shutdown", b"")
+        yield Introduce(domid, store_gfn, store_port)
+        if (yield GetRemote(domid, store_port)) is None:
+            raise HypercallError(
+                "xs_introduce_domain", errno.EIO, "xenstored did not bind the event channel"
+            )
+        yield self.put(f"{self.home}/store/port", b"%d" % store_port)
+        yield self.put(f"{self.home}/console/port", b"%d" % console_port)
+        yield ResumeStore(domid)
+        yield self.write_note(_RUN)
+
+    def read_domid(self, path: str) -> Machine[int]:
+        """The domid in a node of the toolstack's; 0 when it is not there."""
+        value = yield Read(path)
+        return int(value) if value and value.isdigit() else 0
+
+    def let_run(self) -> Machine[None]:
+        domid = self.domain.domid
+        self.begin(_RUN)
+        try:
+            info = yield from self.look()
+            if self.ours and info.paused:
+                yield Unpause(domid)
+        except CALL_ERRORS as error:
+            raise self.error(
+                f"{error}; its reinitialisation is done but for this: it is paused. Resume it with "
+                "cooperative=False again"
+            ) from error
+        try:
+            yield Remove(self.note)
+        except CALL_ERRORS as error:
+            raise self.error(
+                f"runs again, but the note of its reinitialisation stands ({error}): "
+                f"xenstore-rm {self.note}"
+            ) from error
+        self.end()
+
+
+def refuse_kind(domain: DomainRef, info: DomainInfo) -> None:
+    """Refuse a guest that cannot be given fresh ground, because of what kind it is."""
+    if info.type is DomainType.PV:
+        raise ReinitNotSupported(
+            domain,
+            "is a PV guest, which registers an area for each vCPU with Xen, and Xen lets it do "
+            "that once: started over it would panic. Nothing was touched; resume it cooperatively",
+        )
+    if info.type is DomainType.HVM:
+        raise ReinitNotSupported(
+            domain,
+            "is an HVM guest, whose device model would have to start over with it; that is not "
+            "there yet. Nothing was touched",
+        )
+
+
+def resume(
+    domain: DomainRef, now: Clock, timeout_ns: int, cooperative: bool | None
+) -> Machine[Resumption]:
+    """Resume a suspended domain in place: cooperatively where the guest can, else by `reinit`.
+
+    Args:
+        domain: which domain.
+        now: a monotonic clock in nanoseconds.
+        timeout_ns: how long its backends have for closing, when it starts over.
+        cooperative: True or False when the caller wants one way and no other.
+
+    Raises:
+        ReinitNotSupported: the guest can do neither, or not what was asked for.
+        The rest: see `protocol.resume` and `reinit`.
+    """
+    info = yield from look(domain)
+    if info is None:
+        raise NoSuchDomain(f"{domain} is gone")
+    doing, _ = yield from started_over(domain, info)
+    support = yield from supports_cooperative(domain, info)
+    reason = "asked for" if cooperative is not None else support.evidence
+    if doing and not cooperative:
+        reason = f"a process that started it over did not end that; it was at {doing!r}"
+    elif cooperative or (cooperative is None and support):
+        return replace((yield from protocol.resume(domain, now)), reason=reason)
+    return (yield from reinit(domain, now, timeout_ns, reason))
+
+
+def supports_cooperative(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
+    """Whether the guest's suspend hypercall can return 1, and what tells so."""
+    if info.type is not DomainType.PV and not (
+        yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)
+    ):
+        return Support(False, "it has set up no interrupt for Xen's events")
+    return Support(True, f"it is a {info.type.name} guest with Xen's event channels")
+
+
+def reinit(domain: DomainRef, now: Clock, timeout_ns: int, reason: str) -> Machine[Resumption]:
+    """Give a suspended guest fresh ground and let it start over, or finish what was begun so.
+
+    Args:
+        domain: which domain.
+        now: a monotonic clock in nanoseconds.
+        timeout_ns: how long its backends have for closing.
+        reason: why this way; becomes part of the result.
+
+    Raises:
+        NoSuchDomain: it is gone.
+        NotSuspended: it is not suspended; nothing was touched.
+        ReinitNotSupported: the guest or one of its devices cannot; nothing was touched.
+        ResumeError: somebody else is at it, a backend does not close, or a call failed; the
+            message says what state the guest is in.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
+    """
+    return _Reinit(domain, now, timeout_ns).run(reason)
