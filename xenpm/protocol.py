@@ -187,7 +187,8 @@ def _inspect(domain: DomainRef) -> Machine[tuple[tuple[PciCondition, ...], tuple
 
 def _record(domain: DomainRef, address: str = "") -> str:
     """Where a suspension notes how the passed-through devices were; only dom0 writes there."""
-    node = address.replace(":", "-").replace(".", "-")  # as libxl writes it: xenstore allows no more
+    # as libxl writes it, for xenstore allows no such characters
+    node = address.replace(":", "-").replace(".", "-")
     return f"/local/domain/{domain.domid}/xenpm/pci/{node}".rstrip("/")
 
 
