@@ -7,7 +7,7 @@ and returns what it came to.  `xenpm.engine` performs the actions, for one machi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
-from typing import Any, NamedTuple, TypeVar, Union
+from typing import Any, NamedTuple, Protocol, TypeVar, Union
 
 from .types import DomainInfo, DomainRef
 
@@ -91,6 +91,37 @@ class Wait(NamedTuple):
 
     domain: DomainRef
     until_ns: int
+
+
+class Child(Protocol):
+    """Another machine under way, as the one that has started it sees it."""
+
+    done: bool
+
+    def result(self) -> Any:
+        """What it returned; raises what it raised."""
+
+
+class Start(NamedTuple):
+    """Start another machine beside this one; results in its `Child`."""
+
+    machine: Machine[Any]
+
+
+class Join(NamedTuple):
+    """Wait for the first of some machines to end; results in whether one has before the deadline.
+
+    A machine can be thrown `Cancelled` here, as at a `Wait`.
+    """
+
+    children: tuple[Child, ...]
+    until_ns: int
+
+
+class Cancel(NamedTuple):
+    """Tell another machine that its result is not wanted any more; it goes on until it is safe."""
+
+    child: Child
 
 
 class PciConfig(NamedTuple):
@@ -178,7 +209,8 @@ class Introduce(NamedTuple):
 
 
 Action = Union[
-    Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait, PciConfig,
+    Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
+    Start, Join, Cancel, PciConfig,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
     SetParam, SeedGrants, Introduce,
 ]  # fmt: skip

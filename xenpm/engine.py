@@ -19,11 +19,13 @@ from typing import Any, Callable, Generic, TypeVar, cast
 from .actions import (
     Action,
     AllocateChannel,
+    Cancel,
     Cancelled,
     GetInfo,
     GetParam,
     GetRemote,
     Introduce,
+    Join,
     List,
     ListDomains,
     Lock,
@@ -38,6 +40,7 @@ from .actions import (
     SeedGrants,
     SetParam,
     SoftReset,
+    Start,
     Swap,
     Unpause,
     Wait,
@@ -147,6 +150,7 @@ class Task(Generic[T]):
         self.machine = machine
         self.token = token
         self.wait: Wait | None = None  # set while the machine waits
+        self.join: Join | None = None  # set while it waits for others
         self.done = False
         self.error: Exception | None = None
         self.watches: list[str] = []
@@ -166,7 +170,7 @@ class Task(Generic[T]):
 
     def finish(self, result: T | None, error: Exception | None) -> None:
         """The machine has ended."""
-        self.wait = None
+        self.wait = self.join = None
         self.done = True
         self._result, self.error = result, error
 
@@ -179,6 +183,7 @@ class Engine:
         self._tasks: dict[str, Task[Any]] = {}  # by token; those under way
         self._numbers = 0
         self._watching = False
+        self._joined: list[Task[Any]] = []  # those for whom another has ended
         # what needs no task: anybody may ask for it
         self._perform: dict[type, Callable[[Any], Any]] = {
             GetInfo: lambda action: ports.hypervisor.domain_info(action.domid),
@@ -205,6 +210,8 @@ class Engine:
         self._perform_for: dict[type, Callable[[Task[Any], Any], Any]] = {
             Lock: self._lock,
             Watch: self._watch,
+            Start: lambda _, action: self._begin(action.machine),
+            Cancel: lambda _, action: self._cancel(action.child),
         }
 
     @property
@@ -215,7 +222,8 @@ class Engine:
     @property
     def next_deadline_ns(self) -> int:
         """When the first of the waiting machines is to be woken at the latest."""
-        return min(task.wait.until_ns for task in self._tasks.values() if task.wait is not None)
+        waits = [task.wait or task.join for task in self._tasks.values()]
+        return min(wait.until_ns for wait in waits if wait is not None)
 
     def look(self, machine: Machine[T]) -> T:
         """Run a machine that only looks: it takes no lock, watches nothing and never waits."""
@@ -234,16 +242,32 @@ class Engine:
 
     def start(self, machine: Machine[T]) -> Task[T]:
         """Run a machine up to its first wait."""
+        task = self._begin(machine)
+        self._advance_joined()
+        return task
+
+    def cancel(self, task: Task[Any]) -> None:
+        """Tell a machine that its result is not wanted any more; it goes on until it is safe."""
+        self._cancel(task)
+        self._advance_joined()
+
+    def _begin(self, machine: Machine[T]) -> Task[T]:
         self._numbers += 1
         task = Task(machine, f"xenpm/{self._numbers}")
         self._tasks[task.token] = task
         self._advance(task)
         return task
 
-    def cancel(self, task: Task[Any]) -> None:
-        """Tell a machine that its result is not wanted any more; it goes on until it is safe."""
-        if task.wait is not None:
+    def _cancel(self, task: Task[Any]) -> None:
+        if task.wait is not None or task.join is not None:
             self._advance(task, error=Cancelled())
+
+    def _advance_joined(self) -> None:
+        """Go on with those for whom another has ended; here, so that none advances within one."""
+        while self._joined:
+            task = self._joined.pop(0)
+            if task.join is not None:
+                self._advance(task, True)
 
     def drop_all(self) -> None:
         """Drop all machines where they are, and name their guests."""
@@ -255,9 +279,14 @@ class Engine:
                 )
             task.machine.close()
             self._finish(task, None, Cancelled())
+        self._joined.clear()
 
     def dispatch(self) -> None:
         """Hand out all events that have come and all deadlines that have passed; never waits."""
+        self._dispatch()
+        self._advance_joined()
+
+    def _dispatch(self) -> None:
         stores: set[str] = set()
         domains: dict[int, DomainInfo] | None = None
         try:
@@ -273,6 +302,8 @@ class Engine:
             return
         now = self.ports.poller.now_ns()
         for task in list(self._tasks.values()):
+            if task.join is not None and now >= task.join.until_ns:
+                self._advance(task, False)
             if task.wait is None:
                 continue
             wake = Wake(store=task.token in stores, timed_out=now >= task.wait.until_ns)
@@ -288,7 +319,7 @@ class Engine:
         self, task: Task[Any], value: object = None, error: Exception | None = None
     ) -> None:
         """Send a machine what it waits for, and perform what it asks until it waits again."""
-        task.wait = None
+        task.wait = task.join = None
         while True:
             action: Action
             try:
@@ -305,7 +336,12 @@ class Engine:
                     self._watch_domains()
                     task.wait = action
                     return
-                if type(action) in self._perform_for:
+                if isinstance(action, Join):
+                    if not any(child.done for child in action.children):
+                        task.join = action
+                        return
+                    value = True
+                elif type(action) in self._perform_for:
                     value = self._perform_for[type(action)](task, action)
                 else:
                     value = self._perform[type(action)](action)
@@ -315,6 +351,11 @@ class Engine:
     def _finish(self, task: Task[Any], result: object, error: Exception | None) -> None:
         task.finish(result, error)
         del self._tasks[task.token]
+        self._joined += [
+            other
+            for other in self._tasks.values()
+            if other.join is not None and task in other.join.children
+        ]
         try:
             for path in task.watches:
                 self.ports.store.unwatch(path, task.token)
