@@ -79,6 +79,16 @@ void net_join(const char *name)
 	close(fd);
 }
 
+/* One that forwards at once, as Xen's own script sets it up, and not after 30 s of listening. */
+static void make_bridge(int fd)
+{
+	unsigned long no_delay[4] = { BRCTL_SET_BRIDGE_FORWARD_DELAY };
+	struct ifreq request = named(BRIDGE);
+	request.ifr_data = (void *)no_delay;
+	if (ioctl(fd, SIOCBRADDBR, BRIDGE) || ioctl(fd, SIOCDEVPRIVATE, &request))
+		die(BRIDGE);
+}
+
 /* Gives an address to the card, or to the bridge that it becomes a port of. */
 void net_setup(const char *card, int bridged, const char *address)
 {
@@ -86,8 +96,7 @@ void net_setup(const char *card, int bridged, const char *address)
 	const char *own = bridged ? BRIDGE : card;
 	await(card);
 	if (bridged) {
-		if (ioctl(fd, SIOCBRADDBR, BRIDGE))
-			die(BRIDGE);
+		make_bridge(fd);
 		net_join(card);
 	}
 	set(fd, own, SIOCSIFADDR, address);
