@@ -60,6 +60,7 @@ def test_pings_go_on_through_the_card(cycles: int, guest: Callable[[str], Guest]
     assert "NETDEV WATCHDOG" not in subject.log.read_text(errors="replace")
 
 
+@pytest.mark.trouble  # Linux warns when the last device of its pcifront is unplugged
 def test_card_comes_and_goes_between_two_cycles(guest: Callable[[str], Guest]) -> None:
     subject = guest("card")
     domain = subject.domain
