@@ -47,6 +47,11 @@ static inline int xenpm_pci_parse(XLU_Config *cfg, libxl_device_pci *pci, const 
     }
     return xlu_pci_parse_spec_string(cfg, pci, spec);
 #else
+    const char *all = strstr(spec, ".*");
+
+    /* libxlutil knows this form, and then fails an assertion of its own about it, as xl does. */
+    if (all && strchr("@,", all[2]))
+        return ERROR_INVAL;
     return xlu_pci_parse_bdf(cfg, pci, spec);
 #endif
 }

@@ -297,6 +297,12 @@ cdef class _Parser:
         return [line.strip() for line in lines if line.strip()]
 
 
+cdef object _refusal(_Parser parser):
+    """The error for a string that libxlutil has refused, mostly with a reason."""
+    lines = [re.sub(r"^config parsing error in [a-z ]+: ", "", line) for line in parser.report()]
+    return ConfigError("; ".join(lines))
+
+
 cdef bytes _bytes(object text, str what, Py_ssize_t most):
     """Text as C takes it."""
     if not isinstance(text, str):
@@ -392,7 +398,7 @@ def parse_pci(spec, *, bint msitranslate=False, bint power_mgmt=False, bint perm
         pci.seize = seize
         pci.rdm_policy = rdm_policy
         if xenpm_pci_parse(parser.cfg, &pci, c_spec) != 0:
-            raise ConfigError("\n".join(parser.report()))
+            raise _refusal(parser)
         return _text(libxl_device_pci_to_json(NULL, &pci))
     finally:
         libxl_device_pci_dispose(&pci)
@@ -411,7 +417,7 @@ def parse_disk(spec):
     libxl_device_disk_init(&disk)
     try:
         if xlu_disk_parse(parser.cfg, 1, &specs, &disk) != 0:
-            raise ConfigError("\n".join(parser.report()))
+            raise _refusal(parser)
         return _text(libxl_device_disk_to_json(NULL, &disk))
     finally:
         libxl_device_disk_dispose(&disk)
@@ -445,6 +451,6 @@ def check_rate(rate):
     try:
         errno = 0  # or libxlutil takes an old one for its own
         if xlu_vif_parse_rate(parser.cfg, c_rate, &nic) != 0:
-            raise ConfigError("\n".join(parser.report()))
+            raise _refusal(parser)
     finally:
         libxl_device_nic_dispose(&nic)
