@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Union
 from uuid import UUID
@@ -39,7 +39,7 @@ __all__ = [
 Path_ = Union[str, "os.PathLike[str]"]
 
 XL_CONF = Path("/etc/xen/xl.conf")
-_MAX_BYTES = 256 * 1024
+_MAX_BYTES = 64 * 1024
 _ALL_FUNCTIONS = 0xFFFFFFFF
 
 #: what xl calls the devices of each list in libxl's JSON that may have a backend in any domain
@@ -143,8 +143,8 @@ class DomainConfig:
             "type": self.type.value,
             "uuid": None if self.uuid is None else str(self.uuid),
             "driver_domain": self.driver_domain,
-            "pci": [vars(device) for device in self.pci],
-            "backends": [vars(backend) for backend in self.backends],
+            "pci": [asdict(device) for device in self.pci],
+            "backends": [asdict(backend) for backend in self.backends],
             "warnings": list(self.warnings),
         }
 
@@ -179,6 +179,10 @@ class DriverDomain:
         if self.declared:
             found.append("says driver_domain = 1")
         return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, ready for ``json.dumps``; `answer` is None when unknown."""
+        return {**asdict(self), "answer": bool(self) if self.known else None}
 
     def __bool__(self) -> bool:
         if not self.known:
@@ -279,7 +283,7 @@ def read(path: Path_) -> DomainConfig:
     """Read a file for xl; see `parse`.
 
     Args:
-        path: the file, of at most 256 KiB.
+        path: the file, of at most 64 KiB.
 
     Raises:
         ConfigError: xl would refuse it, or it cannot be read.
@@ -292,11 +296,15 @@ def read(path: Path_) -> DomainConfig:
     return parse(text, str(path))
 
 
+def _open_now(path: str, flags: int) -> int:
+    """Open a file without waiting for somebody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _content(path: Path) -> str:
     """What is in a file that may be a configuration."""
     try:
-        # a pipe would be waited for
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=_open_now) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError("is not a file", str(path))
             content = file.read(_MAX_BYTES + 1)
@@ -481,13 +489,11 @@ def _backend(device: dict[str, Any]) -> tuple[str, str | int] | None:
     domain: str | int = number if name is None else name
     if isinstance(domain, str) and domain.isascii() and domain.isdigit():
         domain = int(domain[-6:])
+    which = _get(device, "vdev", str, "")
+    devid = _get(device, "devid", int, -1)
     if domain == 0 or domain in _DOMAIN_0:
         return None
-    which = _get(device, "vdev", str, "")
-    if not which:
-        devid = _get(device, "devid", int, -1)
-        which = "" if devid < 0 else str(devid)
-    return which, domain
+    return which or ("" if devid < 0 else str(devid)), domain
 
 
 def _pci(device: dict[str, Any]) -> PciDevice:

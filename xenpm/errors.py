@@ -143,8 +143,10 @@ class ConfigError(XenError, ValueError):
     def __init__(
         self, what: str, source: str = "", line: int | None = None, column: int | None = None
     ) -> None:
-        place = [str(part) for part in (source, line, column) if part]
-        super().__init__(": ".join([":".join(place), what] if place else [what]))
+        place = ":".join(str(part) for part in (source, line, column) if part)
+        text = f"{place}: {what}" if place else what
+        # what is quoted may be anything, and the text is to be one line
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
         self.what = what
         self.source = source
         self.line = line

@@ -88,6 +88,11 @@ def items(text: str) -> dict[str, list[Place]]:
     return found
 
 
+#: more of what is quoted helps nobody
+_LONG_TEXT = 400
+#: longer lines are not searched for a column, which could take long
+_LONG_LINE = 4096
+
 _REPORT = re.compile(
     r"(?P<line>\d+): config parsing error near (?:`(?P<near>.*)'|<newline>): (?P<what>.*)",
     re.DOTALL,
@@ -103,17 +108,25 @@ def _syntax_error(xenlight: ModuleType, text: str, source: str, report: str) -> 
     if "unexpected NEWLINE" in what:
         line += 1  # libxlutil takes off one too many
         near = None
-    on_line = [token for token in _tokens(text) if token.place.line == line]
-    if near is None:
-        found = [token for token in on_line if token.kind == "newline"]
-    else:
-        found = [token for token in on_line if _shown(token.text) == near]
-    while len(found) > 1 and not _ends_in(xenlight, text[: found[0].end], report):
-        del found[0]
-    if found:
-        column = found[0].place.column
-    else:  # the end of the file
-        column = len(text.split("\n")[line - 1]) + 1 if line <= text.count("\n") + 1 else 1
+    lines = re.findall(r".*\n|.+", text)
+    words = lines[line - 1] if line <= len(lines) else ""
+    column = None
+    if len(words) <= _LONG_LINE:
+        found = [
+            token
+            for token in _tokens(words)
+            if (token.kind == "newline" if near is None else _shown(token.text) == near)
+        ]
+        start = sum(map(len, lines[: line - 1]))
+        # Of several that look alike, the first that libxlutil does not take.
+        low, high = 0, len(found) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if _ends_in(xenlight, text[: start + found[middle].end], match.group("line", "near")):
+                high = middle
+            else:
+                low = middle + 1
+        column = found[low].place.column if found else len(words.rstrip("\n")) + 1
     what += f", at {near!r}" if near and near.isprintable() else ""
     if near and "\r" in near:
         return ConfigError(
@@ -127,12 +140,13 @@ def _shown(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").rstrip(" \t")
 
 
-def _ends_in(xenlight: ModuleType, text: str, report: str) -> bool:
-    """Whether the beginning of a text has the error already that the whole has."""
+def _ends_in(xenlight: ModuleType, text: str, at: tuple[str, ...]) -> bool:
+    """Whether the beginning of a text has the error already that the whole has there."""
     try:
         xenlight.read_settings(text)
     except ConfigError as error:
-        return error.what.partition(":")[0] == report.partition(":")[0] and "$end" not in error.what
+        match = _REPORT.match(error.what.partition("\n")[0])
+        return match is not None and match.group("line", "near") == at
     return False
 
 
@@ -418,8 +432,8 @@ def to_json(xenlight: ModuleType, text: str, source: str, vif_backend: str | Non
     places = items(text)
 
     def refused(key: str, index: int, what: str) -> ConfigError:
-        place = places[key][index] if index < len(places.get(key, ())) else Place(1, 1)
-        return ConfigError(f"{key}: {what}", source, *place)
+        what = what if len(what) <= _LONG_TEXT else f"{what[:_LONG_TEXT]}…"
+        return ConfigError(f"{key}: {what}", source, *places[key][index])
 
     def each(key: str, parse: Parse) -> list[Device]:
         values = found.get(key, [])
@@ -445,11 +459,6 @@ def to_json(xenlight: ModuleType, text: str, source: str, vif_backend: str | Non
         raise refused("uuid", 0, str(error)) from None
     if "driver_domain" in found:
         created["driver_domain"] = str(found["driver_domain"] != 0)
-
-    try:
-        _check_kernel(kind, found)
-    except _Refused as error:
-        raise refused("firmware", 0, str(error)) from None
 
     options = {key[4:]: bool(found.get(key)) for key in _NUMBERS[1:]}
     policy = xenlight.parse_rdm(found["rdm"]) if "rdm" in found else None
@@ -478,20 +487,16 @@ def to_json(xenlight: ModuleType, text: str, source: str, vif_backend: str | Non
         if name not in ("c_info", "pcidevs", "disks"):
             for index, device in enumerate(devices):
                 device.setdefault("devid", index)
+    if kind != "hvm":
+        if "firmware" in found and "kernel" in found:
+            raise refused("firmware", 0, "given beside kernel=; remove one")
+        if "firmware" in found and not any(
+            name.startswith(found["firmware"]) for name in ("pvgrub32", "pvgrub64")
+        ):
+            raise refused("firmware", 0, f"{found['firmware']!r} is none of pvgrub32, pvgrub64")
+        if not {"kernel", "bootloader", "firmware"} & {*found}:
+            raise ConfigError("a PV or PVH domain needs kernel=, bootloader= or firmware=", source)
     return Parsed(result, places.get("pci", []), warnings)
-
-
-def _check_kernel(kind: str, found: dict[str, Any]) -> None:
-    """Whether a PV or PVH domain has something to boot."""
-    if kind == "hvm":
-        return
-    if "firmware" in found:
-        if "kernel" in found:
-            raise _Refused("is given beside kernel=; remove one")
-        if not any(name.startswith(found["firmware"]) for name in ("pvgrub32", "pvgrub64")):
-            raise _Refused(f"{found['firmware']!r} is none of pvgrub32, pvgrub64")
-    elif "kernel" not in found and "bootloader" not in found:
-        raise _Refused("a PV or PVH domain needs kernel=, bootloader= or firmware=")
 
 
 def _type(found: dict[str, Any]) -> str:

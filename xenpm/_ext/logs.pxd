@@ -1,4 +1,4 @@
-"""What a library has logged (see logbuf.h), handed over to Python's logging once the GIL is held."""
+"""Hands what a library has logged (see logbuf.h) over to Python's logging."""
 
 import logging
 

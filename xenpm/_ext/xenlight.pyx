@@ -3,12 +3,12 @@
 
 :class:`Xenlight` is a context of libxenlight.  Its methods make their C calls without the GIL and
 under the context's own lock; a C error becomes a :class:`xenpm.XenlightError` with libxl's last
-error message, and libxl's log goes to the logger ``xenpm.xenlight``.  libxl's structures come as the
-JSON text that libxl itself makes of them.
+error message, and libxl's log goes to the logger ``xenpm.xenlight``.  libxl's structures come as
+the JSON text that libxl itself makes of them.
 
 The functions are libxlutil's and need neither Xen nor root.  They only compute, so they keep the
-GIL.  What libxlutil refuses becomes a :class:`xenpm.ConfigError` without a place, but for the line of
-a syntax error.
+GIL.  What libxlutil refuses becomes a :class:`xenpm.ConfigError` without a place, but for the line
+of a syntax error.
 """
 
 import errno as _errno
@@ -24,7 +24,7 @@ from cpython.pythread cimport (
     PyThread_type_lock,
     WAIT_LOCK,
 )
-from libc.errno cimport errno
+from libc cimport errno as c_errno
 from libc.stdio cimport FILE, fclose
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -50,7 +50,8 @@ __all__ = [
     "read_settings",
 ]
 
-#: what the xl of this release does with some keys that libxlutil leaves to it
+# What the xl of this release does with keys that libxlutil leaves to it:
+# mtu= is known; p9= and channel= split pairs at the first "="; p9= has types; virtio= is known.
 VIF_MTU = bool(XENPM_XL_VIF_MTU)
 P9_PAIRS = bool(XENPM_XL_P9_PAIRS)
 P9_TYPES = bool(XENPM_XL_P9_TYPES)
@@ -69,7 +70,7 @@ cdef dict _ERRORS = {
 
 cdef enum:
     CLOSED = 1  # instead of an error number, which is below 0
-    MAX_TEXT = 256 * 1024
+    MAX_TEXT = 64 * 1024
     MAX_SPEC = 8 * 1024  # a token of 16386 bytes overruns libxlutil's scanner of disks
     MAX_DEPTH = 2
 
@@ -342,10 +343,10 @@ def read_settings(text, strings=(), numbers=(), lists=()):
     """Read an xl configuration, and of it the keys that are named: ``xlu_cfg_readdata``.
 
     Args:
-        text: the whole configuration, at most 256 KiB.
+        text: the whole configuration, at most 64 KiB.
         strings: keys to look up with ``xlu_cfg_get_string``.
         numbers: keys to look up with ``xlu_cfg_get_long``.
-        lists: keys to look up with ``xlu_cfg_get_list``; lists in them are followed to a depth of 2.
+        lists: keys to look up with ``xlu_cfg_get_list``, with the lists in them to a depth of 2.
 
     Returns:
         A dict of the keys that are there and of the kind that was asked for, and a list of what
@@ -414,6 +415,8 @@ def parse_disk(spec):
     cdef const char *specs = c_spec
     cdef _Parser parser = _Parser()
     cdef libxl_device_disk disk
+    if b"=\n" in c_spec:  # libxlutil's scanner may find no way on from there, and call exit()
+        raise ConfigError("a line end behind a '='")
     libxl_device_disk_init(&disk)
     try:
         if xlu_disk_parse(parser.cfg, 1, &specs, &disk) != 0:
@@ -449,7 +452,7 @@ def check_rate(rate):
     cdef libxl_device_nic nic
     libxl_device_nic_init(&nic)
     try:
-        errno = 0  # or libxlutil takes an old one for its own
+        c_errno.errno = 0  # or libxlutil takes an old one for its own
         if xlu_vif_parse_rate(parser.cfg, c_rate, &nic) != 0:
             raise _refusal(parser)
     finally:
