@@ -382,7 +382,7 @@ def _config(options: argparse.Namespace) -> int:
     return 0 if all(row["ok"] for row in rows) else EXIT_FAILED
 
 
-def _fault(found: config.DomainConfig, free: list[config.PciDevice] | None) -> ConfigError | None:
+def _fault(found: config.DomainConfig, free: list[config.PciSpec] | None) -> ConfigError | None:
     """Why a domain could not be started from a configuration that can be read."""
     try:
         found.check(free)
@@ -394,9 +394,9 @@ def _fault(found: config.DomainConfig, free: list[config.PciDevice] | None) -> C
 def _show(configurations: config.Configurations) -> None:
     table: list[tuple[str, ...]] = [("NAME", "TYPE", "DRIVER DOMAIN", "WHY", "SERVED BY", "FILE")]
     for name, domain in configurations.driver_domains().items():
-        answer = "unknown" if not domain.known else "yes" if domain else "no"
-        why = "; ".join(domain.evidence)
-        if not domain.known:
+        answer = {True: "yes", False: "no", None: "unknown"}[domain.known]
+        why = str(domain)
+        if domain.known is None:
             why = f"{', '.join(domain.unreadable)} may name it"
         named = [each for each in configurations.configs if each.name == name]
         for each in named:

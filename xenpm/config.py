@@ -25,8 +25,8 @@ __all__ = [
     "Backend",
     "Configurations",
     "DomainConfig",
-    "DriverDomain",
-    "PciDevice",
+    "PciSpec",
+    "PlannedDriverDomain",
     "assignable",
     "from_json",
     "of",
@@ -61,7 +61,7 @@ _DOMAIN_0 = ("", "0", "Domain-0")
 
 
 @dataclass(frozen=True)
-class PciDevice:
+class PciSpec:
     """A PCI device that a domain's configuration gives it: ``libxl_device_pci``."""
 
     #: ``0000:00:10.0``; ``0000:00:10.*`` for all functions; None for one given by `name`
@@ -79,7 +79,7 @@ class PciDevice:
     def __str__(self) -> str:
         return self.address or f"name={self.name}"
 
-    def overlaps(self, other: PciDevice) -> bool:
+    def overlaps(self, other: PciSpec) -> bool:
         """Whether both are, or have in them, the same device."""
         if self.address is None or other.address is None:
             return self.name is not None and self.name == other.name
@@ -104,13 +104,13 @@ class DomainConfig:
     type: DomainType  #: PV, PVH or HVM
     uuid: UUID | None  #: None: a new one for each start
     driver_domain: bool  #: whether it says ``driver_domain = 1``
-    pci: tuple[PciDevice, ...]  #: the PCI devices that it gets
+    pci: tuple[PciSpec, ...]  #: the PCI devices that it gets
     backends: tuple[Backend, ...]  #: its devices that other domains than domain 0 serve
     source: str = field(compare=False)  #: the file that it was read from
     #: what xl would warn of: keys that are of the wrong kind and so are ignored, each with its line
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
-    def check(self, assignable: Iterable[PciDevice] | None = None) -> None:
+    def check(self, assignable: Iterable[PciSpec] | None = None) -> None:
         """Look for what xl takes from a file, but cannot start a domain with.
 
         Args:
@@ -132,7 +132,7 @@ class DomainConfig:
                     "running domain has it",
                 )
 
-    def _wrong(self, device: PciDevice, what: str) -> ConfigError:
+    def _wrong(self, device: PciSpec, what: str) -> ConfigError:
         return ConfigError(f"pci: {what}", self.source, device.line, device.column)
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class DomainConfig:
 
 
 @dataclass(frozen=True)
-class DriverDomain:
+class PlannedDriverDomain:
     """Whether a domain will be a driver domain, and what says so.
 
     As a truth value it is True with any evidence and False without.  Where there is none and not
@@ -164,33 +164,34 @@ class DriverDomain:
     unreadable: tuple[str, ...] = ()  #: what may name it as a backend, and cannot tell
 
     @property
-    def known(self) -> bool:
-        """Whether there is an answer."""
-        return bool(self.evidence or not self.unreadable)
-
-    @property
-    def evidence(self) -> tuple[str, ...]:
-        """What says that it will be one, in words."""
-        found = []
-        if self.owns:
-            found.append("owns " + ", ".join(self.owns))
-        if self.serves:
-            found.append("serves " + ", ".join(self.serves))
-        if self.declared:
-            found.append("says driver_domain = 1")
-        return tuple(found)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, ready for ``json.dumps``; `answer` is None when unknown."""
-        return {**asdict(self), "answer": bool(self) if self.known else None}
+    def known(self) -> bool | None:
+        """The same as the truth value, with None for unknown."""
+        if self.owns or self.serves or self.declared:
+            return True
+        return None if self.unreadable else False
 
     def __bool__(self) -> bool:
-        if not self.known:
+        if self.known is None:
             raise ConfigError(
                 f"whether {self.name} will be a driver domain is unknown: "
                 f"{', '.join(self.unreadable)} may name it as a backend, and cannot tell"
             )
-        return bool(self.evidence)
+        return self.known
+
+    def __str__(self) -> str:
+        """The evidence in words; empty when there is none."""
+        said = []
+        if self.owns:
+            said.append("owns " + ", ".join(self.owns))
+        if self.serves:
+            said.append("serves " + ", ".join(self.serves))
+        if self.declared:
+            said.append("says driver_domain = 1")
+        return "; ".join(said)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, ready for ``json.dumps``."""
+        return {**asdict(self), "known": self.known}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Configurations:
         """Why the others could not."""
         return [each for each in self.results.values() if isinstance(each, ConfigError)]
 
-    def driver_domain(self, name: str) -> DriverDomain:
+    def driver_domain(self, name: str) -> PlannedDriverDomain:
         """Whether the domain of that name will be a driver domain, and why.
 
         A domain that none of these configures is one if one of them names it as a backend.
@@ -223,7 +224,7 @@ class Configurations:
                 serves.append(config.name)
             if any(isinstance(domain, int) for domain in domains):
                 vague.append(config.source)  # a number may come to mean any domain
-        return DriverDomain(
+        return PlannedDriverDomain(
             name,
             owns=tuple(dict.fromkeys(str(device) for config in named for device in config.pci)),
             serves=tuple(dict.fromkeys(serves)),
@@ -231,7 +232,7 @@ class Configurations:
             unreadable=tuple(vague),
         )
 
-    def driver_domains(self) -> dict[str, DriverDomain]:
+    def driver_domains(self) -> dict[str, PlannedDriverDomain]:
         """The same for every domain that is configured here or named as a backend."""
         names = [config.name for config in self.configs]
         for config in self.configs:
@@ -385,7 +386,7 @@ def of(domain: Domain) -> DomainConfig:
     return config
 
 
-def assignable() -> list[PciDevice]:
+def assignable() -> list[PciSpec]:
     """The PCI devices that this host can give to a domain: ``libxl_device_pci_assignable_list``.
 
     Raises:
@@ -496,7 +497,7 @@ def _backend(device: dict[str, Any]) -> tuple[str, str | int] | None:
     return which or ("" if devid < 0 else str(devid)), domain
 
 
-def _pci(device: dict[str, Any]) -> PciDevice:
+def _pci(device: dict[str, Any]) -> PciSpec:
     name = _get(device, "name", str, None)
     function = str(_number(device, "func", 0xFF))
     if _number(device, "vfunc_mask", _ALL_FUNCTIONS) == _ALL_FUNCTIONS:
@@ -508,7 +509,7 @@ def _pci(device: dict[str, Any]) -> PciDevice:
         function,
     )
     policy = _get(device, "rdm_policy", str, None)
-    return PciDevice(
+    return PciSpec(
         address=address if name is None or address != "0000:00:00.0" else None,
         name=name,
         vdevfn=_number(device, "vdevfn", 0xFFFFFFFF),

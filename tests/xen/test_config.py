@@ -1,4 +1,4 @@
-"""Configurations: xl itself as the oracle, running driver domains, and libxl beside children."""
+"""Configurations of running driver domains, and libxl beside children of the process."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import asyncio
 import fcntl
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import xenpm
-from tests.unit.mutations import CORPUS, mutated
 from xenpm import ConfigError, config
 from xenpm._ext.xenlight import Xenlight
 
@@ -29,91 +26,6 @@ SCENE = "drivers"
 CARD = "0000:00:10.0"
 SPARE = "0000:00:1f.3"  # the board's SMBus controller, which nobody needs here
 GUESTS = Path("/root/guests")
-FILES = sorted(CORPUS.glob("*.cfg"))
-
-
-def by_xl(path: Path) -> config.DomainConfig | None:
-    """What xl makes of a file; None when it refuses it."""
-    done = subprocess.run(
-        ["xl", "-N", "create", "-q", "-f", path], capture_output=True, timeout=60, check=False
-    )
-    if done.returncode != 0:
-        return None
-    return config.from_json(done.stdout.decode("utf-8", "surrogateescape"))
-
-
-def by_us(path: Path, like: config.DomainConfig | None) -> config.DomainConfig | None:
-    """What xenpm makes of it; where it has no UUID, with the one that xl has made up."""
-    try:
-        ours = config.read(path)
-    except ConfigError:
-        return None
-    return replace(ours, uuid=like.uuid) if like and ours.uuid is None else ours
-
-
-def differences(paths: list[Path]) -> list[str]:
-    found = []
-    for path in paths:
-        theirs = by_xl(path)
-        ours = by_us(path, theirs)
-        if ours != theirs:
-            found.append(f"{path.name}: xl {theirs}, xenpm {ours}")
-    return found
-
-
-# -- the corpus
-
-
-@pytest.mark.core
-def test_corpus_as_xl_reads_it() -> None:
-    assert len(FILES) >= 60
-    defined = [path for path in FILES if not path.name.startswith("undefined-")]
-    accepted = [path for path in defined if by_xl(path) is not None]
-    assert 60 < len(accepted) < len(defined) - 60, "the oracle does not work"
-    assert differences(defined) == []
-
-
-@pytest.mark.core
-def test_files_that_xl_crashes_on_are_refused() -> None:
-    for path in FILES:
-        if path.name.startswith("undefined-"):
-            with pytest.raises(ConfigError, match="is not a PCI device"):
-                config.read(path)
-
-
-@pytest.mark.soak
-def test_mutated_corpus_as_xl_reads_it(tmp_path: Path) -> None:
-    mutations = mutated(random.Random(1))  # noqa: S311
-    paths = []
-    for number in range(2000):
-        path = tmp_path / f"{number}.cfg"
-        path.write_bytes(next(mutations))
-        paths.append(path)
-    # what is undefined in libxlutil has no right answer
-    paths = [path for path in paths if not re.search(rb"bdf|[0-9a-f]:", path.read_bytes())]
-    assert differences(paths) == []
-
-
-def test_default_backend_of_xl_conf(tmp_path: Path) -> None:
-    settings = Path("/etc/xen/xl.conf")
-    before = settings.read_bytes()
-    guest = tmp_path / "guest.cfg"
-    guest.write_text('name = "g"\nkernel = "/k"\nvif = ["", "backend=other"]\n')
-    try:
-        settings.write_bytes(before + b'\nvif.default.backend = "net"\n')
-        assert differences([guest, CORPUS / "vif-plain.cfg"]) == []
-        assert [each.domain for each in config.read(guest).backends] == ["net", "other"]
-    finally:
-        settings.write_bytes(before)
-
-
-def test_etc_xen() -> None:
-    """What Debian puts there is read without complaint."""
-    found = config.read_directory("/etc/xen")
-    assert found.errors == []
-    assert {"/etc/xen/xlexample.hvm", "/etc/xen/xlexample.pvlinux"} <= set(found.results)
-
-
 # -- running domains
 
 
