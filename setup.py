@@ -56,7 +56,9 @@ def extension(name, packages, release):
         depends=[
             "xenpm/_ext/checks.pxd",
             "xenpm/_ext/compat.h",
+            "xenpm/_ext/compat_xl.h",
             "xenpm/_ext/logbuf.h",
+            "xenpm/_ext/logs.pxd",
             str(stamp(release, *flags)),
         ],
         include_dirs=["xenpm/_ext"],
@@ -81,6 +83,7 @@ def extensions():
         [
             extension("xenctrl", ["xencontrol", "xenguest", "xentoollog"], release),
             extension("xenstore", ["xenstore"], release),
+            extension("xenlight", ["xenlight", "xlutil", "xentoollog"], release),
         ],
         compiler_directives={
             "language_level": 3,

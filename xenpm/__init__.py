@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from importlib import metadata as _metadata
 
+from . import config
 from .domain import Domain
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
@@ -34,6 +35,7 @@ __all__ = [  # noqa: PLE0604
     "Member",
     "Topology",
     "__version__",
+    "config",
     "versions",
     *_errors,
     *_types,

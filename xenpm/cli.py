@@ -1,8 +1,8 @@
-"""The command line: ``python -m xenpm list | suspend -L DOMAIN... | resume DOMAIN... | topology``.
+"""The command line: ``python -m xenpm list | suspend -L ... | resume ... | topology | config``.
 
-Exit codes: 0 all done; 1 a domain could not be suspended or resumed; 2 wrong usage; 3 no Xen host
-here, or not root; 4 no such domain, nothing was touched; 130, 143 and 129 interrupted by Ctrl-C,
-SIGTERM and SIGHUP.
+Exit codes: 0 all done; 1 a domain could not be suspended or resumed, or a configuration is wrong;
+2 wrong usage; 3 no Xen host here, or not root; 4 no such domain, nothing was touched; 130, 143 and
+129 interrupted by Ctrl-C, SIGTERM and SIGHUP.
 
 Results go to standard output.  What failed, and after an interruption each guest that could not be
 put back, is named on standard error.
@@ -17,12 +17,14 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, config
 from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
+    ConfigError,
     LibraryMismatch,
     NoSuchDomain,
     NotPermitted,
@@ -44,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m xenpm",
         description="Power management of Xen guests: light suspend, resume in place.",
-        epilog="Exit codes: 0 done, 1 a domain failed, 2 wrong usage, 3 no Xen host or not root, "
-        "4 no such domain, 130/143/129 interrupted.",
+        epilog="Exit codes: 0 done, 1 a domain failed or a configuration is wrong, 2 wrong usage, "
+        "3 no Xen host or not root, 4 no such domain, 130/143/129 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"xenpm {__version__}")
     _add_verbose(parser, default=False)
@@ -113,6 +115,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     topology.add_argument("--dot", action="store_true", help="print a graph for Graphviz")
     topology.set_defaults(run=_topology)
+
+    configurations = verbs.add_parser(
+        "config", parents=[common], help="tell which configurations will be driver domains"
+    )
+    configurations.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files for xl, or directories of such, as /etc/xen/auto",
+    )
+    configurations.add_argument(
+        "--assignable",
+        action="store_true",
+        help="also look whether this host can give them their PCI devices (needs root on Xen)",
+    )
+    configurations.set_defaults(run_without_host=_config)
     return parser
 
 
@@ -161,8 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if signal.getsignal(signum) is signal.SIG_DFL  # nohup ignores SIGHUP, and so do we
     }
     try:
-        with Host() as host:
-            code = int(options.run(host, options))
+        if "run_without_host" in options:
+            code = int(options.run_without_host(options))
+        else:
+            with Host() as host:
+                code = int(options.run(host, options))
         sys.stdout.flush()
     except BrokenPipeError:
         # Nobody reads any more; Python would complain again when it flushes at its end.
@@ -326,3 +348,62 @@ def _report(
     if as_json:
         _print(json.dumps(rows, indent=2))
     return EXIT_FAILED if failed else 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    results: dict[str, config.DomainConfig | ConfigError] = {}
+    for path in options.paths:
+        read = config.read_directory(path) if path.is_dir() else config.read_files([path])
+        results.update(read.results)
+    configurations = config.Configurations(results)
+    free = config.assignable() if options.assignable else None
+    rows = []
+    for source, result in results.items():
+        error = result if isinstance(result, ConfigError) else _fault(result, free)
+        row: dict[str, Any] = {"source": source, "ok": error is None}
+        if isinstance(result, config.DomainConfig):
+            row.update(result.to_dict())
+            for warning in result.warnings:
+                _complain(warning, 0)
+        if error is not None:
+            _complain(error, EXIT_FAILED)
+            row.update(
+                error=type(error).__name__,
+                message=error.what,
+                line=error.line,
+                column=error.column,
+            )
+        rows.append(row)
+    domains = [domain.to_dict() for domain in configurations.driver_domains().values()]
+    if options.json:
+        _print(json.dumps({"files": rows, "domains": domains}, indent=2))
+    else:
+        _show(configurations)
+    return 0 if all(row["ok"] for row in rows) else EXIT_FAILED
+
+
+def _fault(found: config.DomainConfig, free: list[config.PciSpec] | None) -> ConfigError | None:
+    """Why a domain could not be started from a configuration that can be read."""
+    try:
+        found.check(free)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _show(configurations: config.Configurations) -> None:
+    table: list[tuple[str, ...]] = [("NAME", "TYPE", "DRIVER DOMAIN", "WHY", "SERVED BY", "FILE")]
+    for name, domain in configurations.driver_domains().items():
+        answer = {True: "yes", False: "no", None: "unknown"}[domain.known]
+        why = str(domain)
+        if domain.known is None:
+            why = f"{', '.join(domain.unreadable)} may name it"
+        named = [each for each in configurations.configs if each.name == name]
+        for each in named:
+            served = ", ".join(
+                f"{b.domain} ({b.kind} {b.device}".rstrip() + ")" for b in each.backends
+            )
+            table.append((name, each.type.value, answer, why or "-", served or "-", each.source))
+        if not named:
+            table.append((name, "-", answer, why, "-", "-"))
+    _table(table, right=set())

@@ -13,6 +13,7 @@ from .types import DomainRef, Phase, ShutdownReason
 
 __all__ = [
     "AlreadySuspended",
+    "ConfigError",
     "HypercallError",
     "LibraryMismatch",
     "NoSuchDomain",
@@ -34,6 +35,7 @@ __all__ = [
     "SuspendNotSupported",
     "TransactionConflict",
     "XenError",
+    "XenlightError",
 ]
 
 
@@ -91,6 +93,10 @@ class QuotaExceeded(StoreError):
     """xenstored refuses more or larger nodes, watches or transactions (ENOSPC, E2BIG)."""
 
 
+class XenlightError(_CallError):
+    """A call of libxenlight failed; `errno` is the nearest to libxl's own error number."""
+
+
 class NotPermitted(_CallError, PermissionError):
     """The caller may not do this; it takes root in dom0 (EPERM, EACCES)."""
 
@@ -122,6 +128,32 @@ def store_error(call: str, errno: int, detail: str = "") -> _CallError:
 
 class StoreDataError(XenError, ValueError):
     """What xenstore says of a domain makes no sense, so there is no sure answer from it."""
+
+
+class ConfigError(XenError, ValueError):
+    """A domain's configuration is wrong, or cannot be read; nothing was touched.
+
+    Attributes:
+        what: what is wrong, and what to do, without the place.
+        source: the file, or whatever the configuration was read from; empty when unknown.
+        line: where in it, from 1; None when unknown.
+        column: where in that line, in characters from 1; None when unknown.
+    """
+
+    def __init__(
+        self, what: str, source: str = "", line: int | None = None, column: int | None = None
+    ) -> None:
+        place = ":".join(str(part) for part in (source, line, column) if part)
+        text = f"{place}: {what}" if place else what
+        # what is quoted may be anything, and the text is to be one line
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        self.what = what
+        self.source = source
+        self.line = line
+        self.column = column
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, int | None, int | None]]:
+        return type(self), (self.what, self.source, self.line, self.column)
 
 
 class NoSuchDomain(XenError, LookupError):

@@ -10,14 +10,34 @@ import select
 import struct
 import time
 import weakref
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Callable, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Callable, TypeVar
 
-from .errors import CALL_ERRORS, LibraryMismatch, NotPermitted, NotXenHost, XenError
+from .errors import (
+    CALL_ERRORS,
+    LibraryMismatch,
+    NotPermitted,
+    NotXenHost,
+    XenError,
+    XenlightError,
+)
 from .ports import Hypervisor, Ports
 
-__all__ = ["FileLocks", "SysfsPci", "SystemPoller", "open_ports", "versions"]
+if TYPE_CHECKING:
+    from ._ext.xenlight import Xenlight
+
+__all__ = [
+    "FileLocks",
+    "SysfsPci",
+    "SystemPoller",
+    "open_ports",
+    "open_xenlight",
+    "versions",
+    "xenlight",
+]
 
 T = TypeVar("T")
 _log = logging.getLogger("xenpm.system")
@@ -191,19 +211,9 @@ def open_ports() -> Ports:
         NotXenHost: no hypervisor, no xenstored, or this is not dom0.
         HypercallError, StoreError, XenError: no descriptor or no memory is left.
     """
-    try:
+    with _libraries():
         from ._ext.xenctrl import Xenctrl
         from ._ext.xenstore import Xenstore
-    except ModuleNotFoundError as error:
-        raise LibraryMismatch(
-            "xenpm was installed without its extension modules (XENPM_PURE=1, or an incomplete "
-            f"copy): {_REBUILD}"
-        ) from error
-    except ImportError as error:
-        raise LibraryMismatch(
-            f"the Xen libraries that xenpm was built for are not here ({error}): "
-            f"after an upgrade of Xen, {_REBUILD}"
-        ) from error
     with ExitStack() as opened:
         hypervisor = _open(
             Xenctrl, "there is no hypervisor here, or this is not dom0: is the host booted on Xen?"
@@ -217,6 +227,53 @@ def open_ports() -> Ports:
         poller = SystemPoller()
         opened.pop_all()
     return Ports(hypervisor, store, locks, poller, SysfsPci())
+
+
+def xenlight() -> ModuleType:
+    """The extension module for libxenlight and libxlutil.
+
+    Raises:
+        LibraryMismatch: it is missing or built for another Xen release.
+    """
+    with _libraries():
+        from ._ext import xenlight
+    return xenlight
+
+
+@contextmanager
+def _libraries() -> Iterator[None]:
+    """Within: imports of extension modules; an error says what to do."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LibraryMismatch(
+            "xenpm was installed without its extension modules (XENPM_PURE=1, or an incomplete "
+            f"copy): {_REBUILD}"
+        ) from error
+    except ImportError as error:
+        raise LibraryMismatch(
+            f"the Xen libraries that xenpm was built for are not here ({error}): "
+            f"after an upgrade of Xen, {_REBUILD}"
+        ) from error
+
+
+def open_xenlight() -> Xenlight:
+    """Open a context of libxenlight.
+
+    Raises:
+        LibraryMismatch: the extension module is missing or built for another Xen release.
+        NotPermitted: not root.
+        NotXenHost: no hypervisor, no xenstored, or this is not dom0.
+    """
+    kind: type[Xenlight] = xenlight().Xenlight
+    if os.geteuid() != 0:
+        raise NotPermitted("libxl_ctx_alloc", errno.EPERM, "it takes root in dom0")
+    try:
+        return kind()
+    except XenlightError as error:
+        raise NotXenHost(
+            f"libxl finds no hypervisor or no xenstored here: is this dom0? ({error})"
+        ) from error
 
 
 def _open(kind: Callable[[], T], advice: str) -> T:

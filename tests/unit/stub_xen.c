@@ -1,11 +1,14 @@
 /*
- * Stands before libxenctrl, libxenguest and libxenstore (LD_PRELOAD), so that the extension modules
- * can be driven without Xen.  Every function first waits at the gate, if one is set.
+ * Stands before libxenctrl, libxenguest, libxenstore and libxenlight (LD_PRELOAD), so that the
+ * extension modules can be driven without Xen.  Every function first waits at the gate, if one is set.
  */
 #include <errno.h>
+#include <libxl.h>
+#include <libxl_event.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <xenctrl.h>
@@ -156,3 +159,69 @@ REQUEST(bool, false, xs_introduce_domain, unsigned int domid, unsigned long gfn,
 REQUEST(bool, false, xs_resume_domain, unsigned int domid)
 REQUEST(bool, false, xs_release_domain, unsigned int domid)
 REQUEST(xs_transaction_t, XBT_NULL, xs_transaction_start)
+
+/* libxl: a call fails with stub_error, which is one of libxl's numbers then. */
+
+static const libxl_childproc_hooks *hooks;
+
+static int answer_of_libxl(const char *name)
+{
+    wait_at_gate();
+    if (logger) {
+        say("%s was called", name);
+        if (stub_error)
+            logger->vmessage(logger, XTL_ERROR, -1, "stub", "it was made to fail", (va_list){});
+    }
+    return stub_error;
+}
+
+int libxl_ctx_alloc(libxl_ctx **ctx, int version, unsigned flags, xentoollog_logger *l)
+{
+    logger = l;
+    *ctx = stub_error ? NULL : (libxl_ctx *)&handle;
+    return answer_of_libxl(__func__);
+}
+
+int libxl_ctx_free(libxl_ctx *ctx)
+{
+    return ctx ? answer_of_libxl(__func__) : 0;
+}
+
+void libxl_childproc_setmode(libxl_ctx *ctx, const libxl_childproc_hooks *h, void *user)
+{
+    hooks = h;
+}
+
+int stub_sigchld_owner(void)
+{
+    return hooks ? hooks->chldowner : -1;
+}
+
+int stub_fork(void)
+{
+    return hooks->fork_replacement(NULL) == -1 ? errno : 0;
+}
+
+int libxl_retrieve_domain_configuration(libxl_ctx *ctx, uint32_t domid,
+                                        libxl_domain_config *config, const libxl_asyncop_how *how)
+{
+    return answer_of_libxl(__func__);
+}
+
+char *libxl_domain_config_to_json(libxl_ctx *ctx, libxl_domain_config *config)
+{
+    return strdup("{}");
+}
+
+libxl_device_pci *libxl_device_pci_assignable_list(libxl_ctx *ctx, int *count)
+{
+    libxl_device_pci *devices;
+
+    *count = 0;
+    if (answer_of_libxl(__func__))
+        return NULL;
+    *count = 2;
+    devices = calloc(2, sizeof *devices);
+    devices[1].dev = 16;
+    return devices;
+}

@@ -50,6 +50,9 @@ def examples() -> list[xenpm.XenError]:
         xenpm.TransactionConflict("xs_transaction_end", errno.EAGAIN),
         xenpm.QuotaExceeded("xs_watch", errno.ENOSPC),
         xenpm.NotPermitted("xs_read", errno.EACCES, "/local"),
+        xenpm.XenlightError("libxl_ctx_alloc", errno.EIO, "it went wrong"),
+        xenpm.ConfigError("it\nwent\udce9 wrong", "web.cfg", 3, 7),
+        xenpm.ConfigError("it went wrong"),
         *(kind(WEB, "went wrong", phase=xenpm.Phase.REQUESTED, elapsed=1.5) for kind in kinds),
         xenpm.ResumeError(WEB, "went wrong"),
         xenpm.NotSuspended(WEB, "went wrong"),
@@ -93,6 +96,10 @@ def test_pickle(error: xenpm.XenError, protocol: int) -> None:
             "errno",
             "strerror",
             "detail",
+            "what",
+            "source",
+            "line",
+            "column",
         ):
             assert getattr(twin, name, None) == getattr(error, name, None)
 
@@ -106,6 +113,8 @@ def test_text(error: xenpm.XenError) -> None:
     assert not text.startswith(("(", "["))
     if isinstance(error, (xenpm.SuspendError, xenpm.ResumeError)):
         assert text.startswith("web (domain 7): ")
+    if isinstance(error, xenpm.ConfigError) and error.source:
+        assert text.startswith("web.cfg:3:7: it")
     if isinstance(error, (xenpm.HypercallError, xenpm.StoreError)):
         assert text.startswith(("xc_", "xs_"))
         assert "[Errno" not in text

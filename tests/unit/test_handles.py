@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .test_xenctrl import METHODS as HYPERCALLS
+from .test_xenlight import METHODS as LIBXL_CALLS
 from .test_xenstore import METHODS as REQUESTS
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no C compiler")
@@ -20,8 +21,10 @@ PREAMBLE = """
 import ctypes, logging, os, threading
 import xenpm
 from xenpm._ext.xenctrl import Xenctrl
+from xenpm._ext.xenlight import Xenlight
 from xenpm._ext.xenstore import Xenstore
 from tests.unit.test_xenctrl import METHODS as HYPERCALLS
+from tests.unit.test_xenlight import METHODS as LIBXL_CALLS
 from tests.unit.test_xenstore import METHODS as REQUESTS
 
 stub = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -86,7 +89,9 @@ def call(kind, name, arguments):
     except xenpm.XenError:
         pass
 
-for kind, methods in ((Xenctrl, HYPERCALLS), (Xenstore, REQUESTS)):
+for kind, methods in (
+    (Xenctrl, HYPERCALLS), (Xenstore, REQUESTS), (Xenlight, LIBXL_CALLS)
+):
     calls = {"open": (), **methods, "close": (), "open again": (), "collect": ()}
     for name, arguments in calls.items():
         thread = threading.Thread(target=call, args=(kind, name.partition(" ")[0], arguments))
@@ -104,6 +109,7 @@ def test_no_call_holds_the_gil(stub: Path) -> None:
     assert run(stub, GIL) == [
         *(f"Xenctrl {name}" for name in ("open", *HYPERCALLS, *around)),
         *(f"Xenstore {name}" for name in ("open", *REQUESTS, *around)),
+        *(f"Xenlight {name}" for name in ("open", *LIBXL_CALLS, *around)),
     ]
 
 
@@ -175,3 +181,47 @@ except xenpm.HypercallError as error:
 
 def test_any_number_of_domains(stub: Path) -> None:
     assert run(stub, MANY) == ["12"]
+
+
+LIBXL = """
+context = Xenlight()
+print(stub.stub_sigchld_owner(), os.strerror(stub.stub_fork()))
+print(context.domain_configuration(1))
+print(len(context.assignable_pci()), '"dev": 16' in context.assignable_pci()[1])
+for number in (-3, -5, -6, -15, -21):
+    variable("error").value = number
+    try:
+        context.domain_configuration(1)
+    except xenpm.XenlightError as error:
+        print(error)
+variable("error").value = 0
+context.domain_configuration(1)
+context.close()
+context.close()
+print(context.closed)
+print(len(log.messages), log.messages[0])
+"""
+
+
+def test_libxl(stub: Path) -> None:
+    """It is told to leave SIGCHLD alone and not to fork, and its errors have its own words."""
+    call = "libxl_retrieve_domain_configuration"
+    assert run(stub, LIBXL) == [
+        "1 Resource temporarily unavailable",  # libxl_sigchld_owner_mainloop
+        "{}",
+        "2 True",
+        f"{call}: Input/output error (it was made to fail)",
+        f"{call}: Cannot allocate memory (it was made to fail)",
+        f"{call}: Invalid argument (it was made to fail)",
+        f"{call}: Device or resource busy (it was made to fail)",
+        f"{call}: No such process (it was made to fail)",
+        "True",
+        "10 libxl_ctx_alloc was called",
+    ]
+
+
+def test_libxl_may_be_used_below_its_own_log(stub: Path) -> None:
+    """No Python code ever runs below the context's lock."""
+    program = REENTRANCE.replace("Xenctrl", "Xenlight").replace("domain_list", "assignable_pci")
+    program = program.replace("pause(1)", "domain_configuration(1)")
+    assert run(stub, program) == ["True"]

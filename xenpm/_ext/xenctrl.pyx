@@ -22,12 +22,13 @@ from cpython.pythread cimport (
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy
 from posix.unistd cimport getpid
 
 from xenpm._ext.checks cimport *
 from xenpm._ext.c_xenctrl cimport *
 from xenpm._ext.c_xentoollog cimport *
+from xenpm._ext.logs cimport drain_log
 
 from xenpm.errors import hypercall_error
 from xenpm.types import DomainInfo, DomainType
@@ -39,13 +40,6 @@ BUILT_FOR = f"{XENPM_XEN_MAJOR}.{XENPM_XEN_MINOR}"
 
 _log = logging.getLogger("xenpm.xenctrl")
 
-cdef dict _LEVELS = {
-    <int>XTL_INFO: logging.DEBUG,  # libxc is chatty at this level
-    <int>XTL_NOTICE: logging.INFO,
-    <int>XTL_WARN: logging.WARNING,
-    <int>XTL_ERROR: logging.DEBUG,  # every error is an exception already
-    <int>XTL_CRITICAL: logging.CRITICAL,
-}
 cdef object _PV = DomainType.PV
 cdef object _PVH = DomainType.PVH
 cdef object _HVM = DomainType.HVM
@@ -95,18 +89,8 @@ cdef object _info(const xc_domaininfo_t *c):
 
 
 cdef str _drain_log(const leavings *left):
-    """Hand libxc's log over to Python; returns its last line."""
-    cdef size_t at = 0
-    cdef const char *record
-    last = ""
-    while at < left.used:
-        record = left.log + at
-        last = (<bytes>(record + 1)).decode("utf-8", "replace")
-        _log.log(_LEVELS.get(<int>record[0], logging.INFO), "%s", last)
-        at += 1 + strlen(record + 1) + 1
-    if left.dropped:
-        _log.warning("%d messages of libxc were lost", left.dropped)
-    return last
+    """Hand libxc's log over to Python; returns the last error in it."""
+    return drain_log(_log, "libxc", left.log, left.used, left.dropped)
 
 
 cdef int64_t _done(str call, int64_t result, const leavings *left) except -1:
