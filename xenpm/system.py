@@ -14,10 +14,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Callable, TypeVar
 
+from .elf import suspend_cancel
 from .errors import CALL_ERRORS, LibraryMismatch, NotPermitted, NotXenHost, XenError
 from .ports import Hypervisor, Ports
 
-__all__ = ["FileLocks", "SysfsPci", "SystemPoller", "open_ports", "versions"]
+__all__ = ["FileLocks", "KernelFiles", "SysfsPci", "SystemPoller", "open_ports", "versions"]
 
 T = TypeVar("T")
 _log = logging.getLogger("xenpm.system")
@@ -115,6 +116,19 @@ class SysfsPci:
             return None
         except OSError as error:
             _log.warning("PCI device %s cannot be read: %s", address, error)
+            return None
+
+
+class KernelFiles:
+    """Kernel images as files of dom0."""
+
+    def suspend_cancel(self, path: str) -> bool | None:
+        """Whether an image says that its suspend may be cancelled; None when it does not show."""
+        try:
+            with open(path, "rb") as image:
+                return suspend_cancel(image)
+        except OSError as error:  # one that pygrub had taken out of the guest's disk is gone again
+            _log.debug("kernel image %s cannot be read: %s", path, error)
             return None
 
 
@@ -216,7 +230,7 @@ def open_ports() -> Ports:
         opened.callback(locks.close)
         poller = SystemPoller()
         opened.pop_all()
-    return Ports(hypervisor, store, locks, poller, SysfsPci())
+    return Ports(hypervisor, store, locks, poller, SysfsPci(), KernelFiles())
 
 
 def _open(kind: Callable[[], T], advice: str) -> T:

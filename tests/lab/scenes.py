@@ -177,10 +177,12 @@ SCENES = {
             Guest("bystander"),
         )),
         Scene("reinit", (
-            Guest("over1", "pvh", disk_mib=16, more_disks=True, net_from="dom0",
+            Guest("over", "pvh", disk_mib=16, more_disks=True, stallable=True, net_from="dom0",
                   address="10.9.1.40", work="io,ping"),
-            Guest("over4", "pvh", vcpus=4, disk_mib=16, more_disks=True, net_from="dom0",
-                  address="10.9.2.40", stallable=True, work="io,ping"),
+        )),
+        Scene("reinit4", (
+            Guest("over", "pvh", vcpus=4, disk_mib=16, more_disks=True, stallable=True,
+                  net_from="dom0", address="10.9.1.40", work="io,ping"),
         )),
         Scene("card", (
             Guest("card", card=True, address="10.0.2.40", work="ping"),
