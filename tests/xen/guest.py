@@ -174,6 +174,35 @@ class NodeWatch:
             select.select([self._store.fileno()], [], [], left)
 
 
+class LogWatch:
+    """Sees what is appended to a file from the moment that it is made, by inotify(7)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        begin = f"--bytes=+{path.stat().st_size + 1}"
+        self._tail = subprocess.Popen(
+            ["tail", "--follow", begin, str(path)], stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> LogWatch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._tail.kill()
+        self._tail.communicate()
+
+    def wait(self, text: str) -> None:
+        """Wait until a line with that text has come."""
+        assert self._tail.stdout is not None
+        seen = ""
+        until = time.monotonic() + DEADLINE
+        while text not in seen:
+            left = until - time.monotonic()
+            ready, _, _ = select.select([self._tail.stdout], [], [], max(0, left))
+            assert ready, f"{text!r} did not come in {self._path}"
+            seen += os.read(self._tail.stdout.fileno(), 65536).decode("utf-8", "replace")
+
+
 class RequestWatch(NodeWatch):
     """Sees how far the suspend conversation with a guest has come."""
 
