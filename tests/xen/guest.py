@@ -75,6 +75,14 @@ class Guest:
     def uptime_ms(self) -> int:
         return int(self.report("counter")["uptime_ms"])
 
+    @property
+    def starting_over(self) -> str:
+        """What the note of its being started over says; empty when there is none."""
+        try:
+            return self.read("xenpm/reinit")
+        except xenpm.NoSuchNode:
+            return ""
+
     def wait(self, path: str, holds: Callable[[str], bool], what: str) -> str:
         """Wait on a watch until the value of one of the guest's nodes is as it should be."""
         full = f"{self.home}/{path}"

@@ -26,7 +26,7 @@ def assert_all_works(subject: Guest) -> None:
 
 
 def wait_over(subject: Guest, suspensions: int, returned: int) -> None:
-    """Wait until it says what its suspend hypercall has returned, in xenstore and on its console."""
+    """Wait until it says what its suspend hypercall has returned."""
     wait_node(
         f"{subject.home}/data/over",
         lambda text: text.startswith(f"suspensions={suspensions} returned={returned} "),
