@@ -130,6 +130,12 @@ class PciConfig(NamedTuple):
     address: str
 
 
+class SuspendCancel(NamedTuple):
+    """Results in whether a kernel image says that its suspend may be cancelled; None: unknown."""
+
+    path: str
+
+
 class ResumeDomain(NamedTuple):
     """Let a suspended domain run on."""
 
@@ -210,7 +216,7 @@ class Introduce(NamedTuple):
 
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
-    Start, Join, Cancel, PciConfig,
+    Start, Join, Cancel, PciConfig, SuspendCancel,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
     SetParam, SeedGrants, Introduce,
 ]  # fmt: skip

@@ -83,12 +83,14 @@ class Connection:
         self,
         domains: Iterable[DomainRef],
         tasks: list[Task[Resumption]],
+        *,
         cooperative: bool | None = None,
         timeout: float = DEFAULT_BACKEND_TIMEOUT,
+        force: bool = False,
     ) -> None:
         """Resume domains; the outcomes become `tasks`.  See `reinit.resume`."""
         now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
-        machines = [reinit.resume(domain, now, timeout_, cooperative) for domain in domains]
+        machines = [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
         self._run(machines, tasks, None)
 
     def _inverse(self, suspension: Suspension) -> Machine[Resumption]:

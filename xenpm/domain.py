@@ -13,6 +13,7 @@ from .devices import used_by, with_states
 from .engine import Task
 from .errors import NoSuchDomain, StoreDataError, XenError
 from .pci import pci_devices
+from .reinit import supports_cooperative_resume, supports_reinit
 from .topology import DriverDomain, read_topology
 from .types import (
     Device,
@@ -23,6 +24,7 @@ from .types import (
     PciDevice,
     Resumption,
     ShutdownReason,
+    Support,
     Suspension,
 )
 
@@ -178,6 +180,33 @@ class Domain:
                 return topology.driver_domain(self.domid)
         raise NoSuchDomain(f"{self._ref} is gone")
 
+    @property
+    def supports_cooperative_resume(self) -> Support:
+        """Whether its suspend hypercall can return 1 ("cancelled"), with the evidence.
+
+        To be used like a bool.  Tells what kind of guest it is, whether a PV guest's kernel image
+        has the note ``XEN_ELFNOTE_SUSPEND_CANCEL`` (where the image shows it: a compressed one does
+        not), and whether a PVH guest has set ``HVM_PARAM_CALLBACK_IRQ``, without which libxc does
+        not set the hypercall's value.
+
+        Raises:
+            NoSuchDomain: it is gone.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        return self._connection.look(supports_cooperative_resume(self._ref, self.info))
+
+    @property
+    def supports_reinit(self) -> Support:
+        """Whether it can be started over by ``resume(cooperative=False)``, with the evidence.
+
+        To be used like a bool.  PVH guests can, when all their devices are of kinds whose frontends
+        in Linux connect anew, and when they are no backends of others.
+
+        Raises:
+            The same as `supports_cooperative_resume`.
+        """
+        return self._connection.look(supports_reinit(self._ref, self.info))
+
     def _read(self, machine: Callable[[list[str]], Machine[tuple[T, ...]]]) -> tuple[T, ...]:
         """What a machine reads of the domain, which must be there still when it is done."""
         unreadable: list[str] = []
@@ -239,7 +268,11 @@ class Domain:
             raise
 
     def resume(
-        self, *, cooperative: bool | None = None, timeout: float = DEFAULT_BACKEND_TIMEOUT
+        self,
+        *,
+        cooperative: bool | None = None,
+        timeout: float = DEFAULT_BACKEND_TIMEOUT,
+        force: bool = False,
     ) -> Resumption:
         """Let the suspended guest continue where it stopped.
 
@@ -259,6 +292,8 @@ class Domain:
                 False: so and no other way.
             timeout: seconds that the backends have for closing, when the guest is reinitialised;
                 above 0 and at most 86400.
+            force: start over also a PV guest.  Only for kernels that register no vCPU info area
+                with Xen; Linux does, and panics.
 
         Returns:
             How long it took, which way was taken and why.  When PCI devices are passed through to
@@ -275,7 +310,9 @@ class Domain:
                 message says what state the guest is in.
         """
         tasks: list[Task[Resumption]] = []
-        self._connection.resume([self._ref], tasks, cooperative, timeout)
+        self._connection.resume(
+            [self._ref], tasks, cooperative=cooperative, timeout=timeout, force=force
+        )
         return tasks[0].result()
 
     @contextmanager

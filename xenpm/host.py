@@ -130,7 +130,7 @@ class Host:
         chosen = self._chosen(domains)
         tasks: list[Task[Resumption]] = []
         refs = [domain.ref for domain in chosen]
-        self._connection.resume(refs, tasks, cooperative, timeout)
+        self._connection.resume(refs, tasks, cooperative=cooperative, timeout=timeout)
         return _outcomes(chosen, tasks)
 
     def _chosen(self, domains: Iterable[Domain]) -> list[Domain]:

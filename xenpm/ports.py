@@ -11,7 +11,7 @@ from typing import Protocol
 
 from .types import DomainInfo, Permission
 
-__all__ = ["Hypervisor", "Locks", "PciBus", "Poller", "Ports", "Store"]
+__all__ = ["Hypervisor", "Kernels", "Locks", "PciBus", "Poller", "Ports", "Store"]
 
 
 class Hypervisor(Protocol):
@@ -83,6 +83,13 @@ class PciBus(Protocol):
         """The configuration space of a device, 64 bytes or more; None when it is not there."""
 
 
+class Kernels(Protocol):
+    """The kernel images that guests are booted from."""
+
+    def suspend_cancel(self, path: str) -> bool | None:
+        """Whether an image says that its suspend may be cancelled; None when it does not show."""
+
+
 class Poller(Protocol):
     """The clock, and waiting."""
 
@@ -108,6 +115,7 @@ class Ports:
     locks: Locks
     poller: Poller
     pci: PciBus
+    kernels: Kernels
 
     def close(self) -> None:
         """Close all of them."""

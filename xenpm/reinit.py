@@ -30,10 +30,12 @@ from .actions import (
     Read,
     Remove,
     ResetChannels,
+    ResumeDomain,
     ResumeStore,
     SeedGrants,
     SetParam,
     SoftReset,
+    SuspendCancel,
     Unpause,
     Wait,
     Watch,
@@ -50,6 +52,7 @@ from .errors import (
     ReinitNotSupported,
     ResumeError,
 )
+from .pci import number
 from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over
 from .types import (
     Device,
@@ -62,11 +65,10 @@ from .types import (
     XenbusState,
 )
 
-# public/hvm/params.h
-HVM_PARAM_STORE_PFN = 1
-HVM_PARAM_STORE_EVTCHN = 2
-HVM_PARAM_CONSOLE_PFN = 17
-HVM_PARAM_CONSOLE_EVTCHN = 18
+# The two rings that every domain has from the beginning: directories of its home in xenstore.
+_ENDS = ("store", "console")
+_EVTCHN_PARAMS = {"store": 2, "console": 18}  # HVM_PARAM_*_EVTCHN of public/hvm/params.h
+_LARGEST = 999_999_999  # of a domid, port or frame number
 
 _MS = 1_000_000
 _LONGEST_PAUSE_NS = 1000 * _MS
@@ -89,10 +91,12 @@ _LOST_ON_THE_WAY = (
 class _Reinit:
     """One reinitialisation; `run` is the machine."""
 
-    def __init__(self, domain: DomainRef, now: Clock, timeout_ns: int) -> None:
+    def __init__(self, domain: DomainRef, now: Clock, timeout_ns: int, *, force: bool) -> None:
         self.domain = domain
         self.now = now
         self.timeout_ns = timeout_ns
+        self.force = force
+        self.pv = False
         self.home = f"/local/domain/{domain.domid}"
         self.note = reinit_note(domain)
         self.devices: list[Device] = []
@@ -111,12 +115,14 @@ class _Reinit:
         info = yield from self.look()
         doing, pause = yield from started_over(self.domain, info)
         self.check_state(info, doing)
+        self.pv = info.type is DomainType.PV
         self.ours = pause == _OURS if doing in (_GROUND, _RUN) else not info.paused
         if info.suspended:
-            yield from self.prepare(info)
+            yield from self.prepare(info, allowed=self.force or doing != "")
             yield from self.walk_back()
             yield from self.clear(info)
-        if doing != _RUN:
+            yield from self.lay_ground()
+        elif doing == _GROUND and not self.pv:  # a PV domain leaves its suspension at the end of it
             yield from self.lay_ground()
         yield from self.let_run()
         return Resumption(
@@ -171,20 +177,31 @@ class _Reinit:
                 f"If it works all the same: xenstore-rm {self.note}"
             )
 
-    def prepare(self, info: DomainInfo) -> Machine[None]:
+    def prepare(self, info: DomainInfo, *, allowed: bool) -> Machine[None]:
         """Everything that can be refused before anything is touched."""
-        refuse_kind(self.domain, info)
+        if info.type is DomainType.PV and not allowed:
+            raise ReinitNotSupported(
+                self.domain,
+                "is a PV guest, and such a one registers an area for each vCPU with Xen, which Xen "
+                "lets it do but once: started over, Linux panics. Nothing was touched; resume it "
+                "cooperatively, or with force=True if you know that its kernel does no such thing",
+            )
+        if info.type is DomainType.HVM:
+            raise ReinitNotSupported(
+                self.domain,
+                "is an HVM guest, whose device model would have to start over with it; that is not "
+                "there yet. Nothing was touched",
+            )
         domid = self.domain.domid
-        ports = [
-            (yield GetParam(domid, HVM_PARAM_STORE_EVTCHN)),
-            (yield GetParam(domid, HVM_PARAM_CONSOLE_EVTCHN)),
-        ]
+        ports = []
+        for end in _ENDS:
+            ports.append((yield from self.read_number(f"{end}/port")))
         if sorted(ports) != [1, 2]:
             # These are what Xen gives out after a reset, and Linux goes on with the console's.
             raise ReinitNotSupported(
                 self.domain,
-                f"its store and console have the event channels {ports}, which it could not "
-                "be given again",
+                f"its store and console have the event channels {ports[0]} and {ports[1]}, which "
+                "it could not be given again. Nothing was touched",
             )
         unreadable: list[str] = []
         devices = yield from used_by(domid, unreadable)
@@ -324,14 +341,14 @@ class _Reinit:
         return self.error(f"{why}; {_LOST_ON_THE_WAY}")
 
     def clear(self, info: DomainInfo) -> Machine[None]:
-        """Pause it, and clear what the hypervisor has of it; from then on it is not suspended."""
-        domid = self.domain.domid
+        """Pause it, and clear what Xen has of it; a PVH domain leaves its suspension with that."""
         self.begin("reset")
         try:
             yield self.write_note(_GROUND)
             if not info.paused:
-                yield Pause(domid)
-            yield SoftReset(domid)
+                yield Pause(self.domain.domid)
+            if not self.pv:
+                yield SoftReset(self.domain.domid)
         except CALL_ERRORS as error:
             raise (yield from self.not_cleared(error)) from error
 
@@ -355,7 +372,7 @@ class _Reinit:
             yield from self.channels()
         except CALL_ERRORS as error:
             raise self.error(
-                f"{error}; it is paused in the middle of its reinitialisation (step {self.step}), "
+                f"{error}; it is paused in the middle of being started over (step {self.step}), "
                 "and its memory is whole. When the cause is mended, resume it with "
                 "cooperative=False again; do not unpause it"
             ) from error
@@ -364,54 +381,50 @@ class _Reinit:
         domid = self.domain.domid
         self.begin("channels")
         yield ResetChannels(domid)
-        store_domid = yield from self.read_domid("/tool/xenstored/domid")
-        console_domid = yield from self.read_domid(f"{self.home}/console/backend-id")
-        wanted = [
-            ((yield GetParam(domid, HVM_PARAM_STORE_EVTCHN)), HVM_PARAM_STORE_EVTCHN, store_domid),
-            (
-                (yield GetParam(domid, HVM_PARAM_CONSOLE_EVTCHN)),
-                HVM_PARAM_CONSOLE_EVTCHN,
-                console_domid,
-            ),
-        ]
-        ports = {}
-        for _, param, remote in sorted(wanted):  # so each gets the number that it had
-            ports[param] = yield AllocateChannel(domid, remote)
-            yield SetParam(domid, param, ports[param])
-        store_gfn = yield GetParam(domid, HVM_PARAM_STORE_PFN)
-        console_gfn = yield GetParam(domid, HVM_PARAM_CONSOLE_PFN)
+        served_by = {
+            "store": (yield from self.read_number("/tool/xenstored/domid")),
+            "console": (yield from self.read_number("console/backend-id")),
+        }
+        ports, gfns = {}, {}
+        for end in _ENDS:
+            ports[end] = yield from self.read_number(f"{end}/port")
+            gfns[end] = yield from self.read_number(f"{end}/ring-ref")
+        for end in sorted(_ENDS, key=lambda end: ports[end]):  # so each gets the number it had
+            ports[end] = yield AllocateChannel(domid, served_by[end])
+            if not self.pv:
+                yield SetParam(domid, _EVTCHN_PARAMS[end], ports[end])
         self.begin("grants")
         yield SeedGrants(
             domid,
-            is_hvm=True,
-            console_gfn=console_gfn,
-            xenstore_gfn=store_gfn,
-            console_domid=console_domid,
-            xenstore_domid=store_domid,
+            is_hvm=not self.pv,
+            console_gfn=gfns["console"],
+            xenstore_gfn=gfns["store"],
+            console_domid=served_by["console"],
+            xenstore_domid=served_by["store"],
         )
         self.begin("store")
-        store_port = ports[HVM_PARAM_STORE_EVTCHN]
-        console_port = ports[HVM_PARAM_CONSOLE_EVTCHN]
         yield self.put(f"{self.home}/control/shutdown", b"")
-        yield Introduce(domid, store_gfn, store_port)
-        if (yield GetRemote(domid, store_port)) is None:
+        yield Introduce(domid, gfns["store"], ports["store"])
+        if (yield GetRemote(domid, ports["store"])) is None:
             raise HypercallError(
                 "xs_introduce_domain", errno.EIO, "xenstored did not bind the event channel"
             )
-        yield self.put(f"{self.home}/store/port", b"%d" % store_port)
-        yield self.put(f"{self.home}/console/port", b"%d" % console_port)
-        yield ResumeStore(domid)
-        yield self.write_note(_RUN)
+        for end in _ENDS:  # xenconsoled looks again when its node is written
+            yield self.put(f"{self.home}/{end}/port", b"%d" % ports[end])
+        if self.pv:
+            yield ResumeDomain(domid, cooperative=False)
 
-    def read_domid(self, path: str) -> Machine[int]:
-        """The domid in a node of the toolstack's; 0 when it is not there."""
-        value = yield Read(path)
-        return int(value) if value and value.isdigit() else 0
+    def read_number(self, path: str) -> Machine[int]:
+        """A number of the toolstack's in xenstore; 0 when there is none."""
+        value = yield Read(path if path.startswith("/") else f"{self.home}/{path}")
+        return (None if value is None else number(value, _LARGEST)) or 0
 
     def let_run(self) -> Machine[None]:
         domid = self.domain.domid
         self.begin(_RUN)
         try:
+            yield self.write_note(_RUN)
+            yield ResumeStore(domid)
             info = yield from self.look()
             if self.ours and info.paused:
                 yield Unpause(domid)
@@ -430,67 +443,20 @@ class _Reinit:
         self.end()
 
 
-def refuse_kind(domain: DomainRef, info: DomainInfo) -> None:
-    """Refuse a guest that cannot be given fresh ground, because of what kind it is."""
-    if info.type is DomainType.PV:
-        raise ReinitNotSupported(
-            domain,
-            "is a PV guest, which registers an area for each vCPU with Xen, and Xen lets it do "
-            "that once: started over it would panic. Nothing was touched; resume it cooperatively",
-        )
-    if info.type is DomainType.HVM:
-        raise ReinitNotSupported(
-            domain,
-            "is an HVM guest, whose device model would have to start over with it; that is not "
-            "there yet. Nothing was touched",
-        )
-
-
 def resume(
-    domain: DomainRef, now: Clock, timeout_ns: int, cooperative: bool | None
+    domain: DomainRef, now: Clock, timeout_ns: int, cooperative: bool | None, force: bool
 ) -> Machine[Resumption]:
-    """Resume a suspended domain in place: cooperatively where the guest can, else by `reinit`.
+    """Resume a suspended domain in place: cooperatively where the guest can, else by starting over.
+
+    To start a guest over is to give it fresh ground.  What was begun so by a process that did not
+    end it, is finished.
 
     Args:
         domain: which domain.
         now: a monotonic clock in nanoseconds.
         timeout_ns: how long its backends have for closing, when it starts over.
         cooperative: True or False when the caller wants one way and no other.
-
-    Raises:
-        ReinitNotSupported: the guest can do neither, or not what was asked for.
-        The rest: see `protocol.resume` and `reinit`.
-    """
-    info = yield from look(domain)
-    if info is None:
-        raise NoSuchDomain(f"{domain} is gone")
-    doing, _ = yield from started_over(domain, info)
-    support = yield from supports_cooperative(domain, info)
-    reason = "asked for" if cooperative is not None else support.evidence
-    if doing and not cooperative:
-        reason = f"a process that started it over did not end that; it was at {doing!r}"
-    elif cooperative or (cooperative is None and support):
-        return replace((yield from protocol.resume(domain, now)), reason=reason)
-    return (yield from reinit(domain, now, timeout_ns, reason))
-
-
-def supports_cooperative(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
-    """Whether the guest's suspend hypercall can return 1, and what tells so."""
-    if info.type is not DomainType.PV and not (
-        yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)
-    ):
-        return Support(False, "it has set up no interrupt for Xen's events")
-    return Support(True, f"it is a {info.type.name} guest with Xen's event channels")
-
-
-def reinit(domain: DomainRef, now: Clock, timeout_ns: int, reason: str) -> Machine[Resumption]:
-    """Give a suspended guest fresh ground and let it start over, or finish what was begun so.
-
-    Args:
-        domain: which domain.
-        now: a monotonic clock in nanoseconds.
-        timeout_ns: how long its backends have for closing.
-        reason: why this way; becomes part of the result.
+        force: start over also a PV guest.
 
     Raises:
         NoSuchDomain: it is gone.
@@ -500,4 +466,45 @@ def reinit(domain: DomainRef, now: Clock, timeout_ns: int, reason: str) -> Machi
             message says what state the guest is in.
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
-    return _Reinit(domain, now, timeout_ns).run(reason)
+    info = yield from look(domain)
+    if info is None:
+        raise NoSuchDomain(f"{domain} is gone")
+    doing, _ = yield from started_over(domain, info)
+    if doing and not cooperative:
+        reason = f"a process that started it over did not end that; it was at {doing!r}"
+    elif cooperative is not None:
+        reason = "asked for"
+    else:
+        support = yield from supports_cooperative_resume(domain, info)
+        cooperative, reason = support.supported, support.evidence
+    if cooperative:
+        return replace((yield from protocol.resume(domain, now)), reason=reason)
+    return (yield from _Reinit(domain, now, timeout_ns, force=force).run(reason))
+
+
+def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
+    """Whether the guest's suspend hypercall can return 1, and what tells so."""
+    if info.type is DomainType.PV:
+        vm = (yield Read(f"/local/domain/{domain.domid}/vm")) or b""
+        path = (yield Read(f"{vm.decode()}/image/kernel")) if vm.startswith(b"/vm/") else None
+        can = None if path is None else (yield SuspendCancel(path.decode("utf-8", "replace")))
+        if can is None:
+            return Support(True, "it is a PV guest; its kernel image does not show its notes")
+        note = "has" if can else "has no"
+        return Support(can, f"it is a PV guest, whose kernel image {note} note SUSPEND_CANCEL")
+    if not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+        return Support(False, "it has set up no interrupt for Xen's events")
+    return Support(True, f"it is a {info.type.name} guest that has set up an interrupt for events")
+
+
+def supports_reinit(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
+    """Whether the guest can be started over, and what tells so."""
+    check = _Reinit(domain, lambda: 0, 0, force=False)
+    try:
+        yield from check.prepare(info, allowed=False)
+    except ReinitNotSupported as error:
+        return Support(False, error.message)
+    kinds = sorted({each.kind for each in check.devices})
+    return Support(
+        True, f"it is a {info.type.name} guest; devices: {', '.join(kinds) if kinds else 'none'}"
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Callable, TypeVar
 
+from .elf import suspend_cancel
 from .errors import (
     CALL_ERRORS,
     LibraryMismatch,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileLocks",
+    "KernelFiles",
     "SysfsPci",
     "SystemPoller",
     "open_ports",
@@ -138,6 +140,19 @@ class SysfsPci:
             return None
 
 
+class KernelFiles:
+    """Kernel images as files of dom0."""
+
+    def suspend_cancel(self, path: str) -> bool | None:
+        """Whether an image says that its suspend may be cancelled; None when it does not show."""
+        try:
+            with open(path, "rb") as image:
+                return suspend_cancel(image)
+        except OSError as error:  # one that pygrub had taken out of the guest's disk is gone again
+            _log.debug("kernel image %s cannot be read: %s", path, error)
+            return None
+
+
 class SystemPoller:
     """The monotonic clock, and poll(2) with a pipe that ends it."""
 
@@ -226,7 +241,7 @@ def open_ports() -> Ports:
         opened.callback(locks.close)
         poller = SystemPoller()
         opened.pop_all()
-    return Ports(hypervisor, store, locks, poller, SysfsPci())
+    return Ports(hypervisor, store, locks, poller, SysfsPci(), KernelFiles())
 
 
 def xenlight() -> ModuleType:

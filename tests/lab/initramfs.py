@@ -10,6 +10,12 @@ from . import cache, chroot, cpio
 from .image import Image
 
 WORKER = Path(__file__).parent / "guest"
+TINY = Path(__file__).parent / "tiny"
+TINY_FLAGS = (
+    "-O2 -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -fno-pic -no-pie -mno-red-zone"
+    " -mno-mmx -mno-sse -fcf-protection=none -fno-asynchronous-unwind-tables -nostdlib -static"
+    " -Wl,-T,tiny.ld -Wl,--build-id=none"
+)
 MODULES = [
     "xen-blkfront", "xen-netfront", "xen-pcifront", "e1000e",
     "xen-blkback", "xen-netback", "bridge",
@@ -28,6 +34,11 @@ class Initramfs:
         return self.path / "initramfs"
 
     @property
+    def tiny(self) -> Path:
+        """A PV guest of its own, without Linux."""
+        return self.path / "tiny"
+
+    @property
     def key(self) -> str:
         """The hash that names it."""
         return self.path.name.rpartition("-")[2]
@@ -35,7 +46,14 @@ class Initramfs:
 
 def initramfs(image: Image) -> Initramfs:
     """The initramfs for the kernel of an image, built when the cache has none."""
-    key = cache.digest(image.key, MODULES, cache.digest_files(WORKER), "recipe 3")
+    key = cache.digest(
+        image.key,
+        MODULES,
+        cache.digest_files(WORKER),
+        cache.digest_files(TINY),
+        TINY_FLAGS,
+        "recipe 3",
+    )
     kind = f"guest-{image.release.name}"
     return Initramfs(cache.entry(kind, key, lambda work: _build(image, work)))
 
@@ -46,6 +64,12 @@ def _build(image: Image, work: Path) -> None:
     chroot.run(
         image.root,
         "gcc -static -O2 -Wall -Wextra -Werror -o /mnt/work /mnt/source/*.c && strip /mnt/work",
+        binds={work: "/mnt"},
+    )
+    shutil.copytree(TINY, work / "tiny-source")
+    chroot.run(
+        image.root,
+        f"cd /mnt/tiny-source && gcc {TINY_FLAGS} -o /mnt/tiny start.S tiny.c",
         binds={work: "/mnt"},
     )
     archive = cpio.Archive()

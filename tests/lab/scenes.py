@@ -25,6 +25,8 @@ class Guest:
     name: str
     kind: str = "pv"
     """pv or pvh"""
+    tiny: bool = False
+    """whether it is the PV guest of tests/lab/tiny instead of a Linux"""
     vcpus: int = 1
     memory_mib: int = 128
     disk_mib: int = 0
@@ -83,12 +85,17 @@ class Guest:
         lines = [
             f'name = "{self.name}"',
             f'type = "{self.kind}"',
-            'kernel = "/root/guests/vmlinux"',
-            'ramdisk = "/root/guests/initramfs"',
             f"vcpus = {self.vcpus}",
             f"memory = {self.memory_mib}",
-            f'extra = "{self.options}"',
         ]
+        if self.tiny:
+            lines.append('kernel = "/root/guests/tiny"')
+        else:
+            lines += [
+                'kernel = "/root/guests/vmlinux"',
+                'ramdisk = "/root/guests/initramfs"',
+                f'extra = "{self.options}"',
+            ]
         if self.preserved:
             lines += [f'on_{end} = "preserve"' for end in ("crash", "reboot", "poweroff")]
         if self.disk_from:
@@ -177,10 +184,21 @@ SCENES = {
             Guest("bystander"),
         )),
         Scene("reinit", (
-            Guest("over1", "pvh", disk_mib=16, more_disks=True, net_from="dom0",
+            Guest("over", "pvh", disk_mib=16, more_disks=True, stallable=True, net_from="dom0",
                   address="10.9.1.40", work="io,ping"),
-            Guest("over4", "pvh", vcpus=4, disk_mib=16, more_disks=True, net_from="dom0",
-                  address="10.9.2.40", stallable=True, work="io,ping"),
+        )),
+        Scene("reinit4", (
+            Guest("over", "pvh", vcpus=4, disk_mib=16, more_disks=True, stallable=True,
+                  net_from="dom0", address="10.9.1.40", work="io,ping"),
+        )),
+        Scene("pending", (
+            Guest("over", "pvh", disk_mib=16, stallable=True),
+            Guest("served", "pvh", disk_from="store"),
+            Guest("store", disk_mib=16, work="backends"),
+        )),
+        Scene("tiny", (
+            Guest("tiny", tiny=True, memory_mib=16, preserved=True),
+            Guest("linux", memory_mib=96, preserved=True),
         )),
         Scene("card", (
             Guest("card", card=True, address="10.0.2.40", work="ping"),

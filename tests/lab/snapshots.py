@@ -140,6 +140,7 @@ def _play(
     with Machine.launch(image_, work, disk, work / "memory", share=True, state=base.state) as host:
         host.connect()
         host.put(worker.archive, "/root/guests/initramfs")
+        host.put(worker.tiny, "/root/guests/tiny")
         lines = ["set -e", "cd /root/guests"]
         for each in scene.guests:
             lines += [f"cat > {each.name}.cfg <<'EOF'", each.config() + "EOF", *each.prepare()]

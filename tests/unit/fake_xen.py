@@ -35,7 +35,7 @@ SECOND = 1000 * MS
 RELEASE_DOMAIN = "@releaseDomain"
 INTRODUCE_DOMAIN = "@introduceDomain"
 # HVM_PARAM_* of public/hvm/params.h
-CALLBACK_IRQ, STORE_PFN, STORE_EVTCHN, CONSOLE_PFN, CONSOLE_EVTCHN = 0, 1, 2, 17, 18
+CALLBACK_IRQ, STORE_EVTCHN, CONSOLE_EVTCHN = 0, 2, 18
 INITIALISING, INIT_WAIT, CONNECTED, CLOSED = b"1", b"2", b"4", b"6"  # of public/io/xenbus.h
 
 #: the C function behind each method of the ports, as it stands in errors
@@ -428,9 +428,7 @@ class FakeGuest:
         self.feature_suspend = feature_suspend
         self.hvm_params = {
             CALLBACK_IRQ: 1,
-            STORE_PFN: 0xFEFFC,
             STORE_EVTCHN: 1,
-            CONSOLE_PFN: 0xFEFFF,
             CONSOLE_EVTCHN: 2,
             **(hvm_params or {}),
         }
@@ -613,9 +611,11 @@ class FakeGuest:
         """XEN_DOMCTL_resumedomain, with what libxc does around it; harmful unless suspended."""
         if not self.suspended:
             self.corrupted = "resumed when it was not suspended"
-        elif not cooperative:
+        elif not cooperative and (self.type is not DomainType.PV or 3 in self.channels):
             self.corrupted = "told to start over without being given fresh ground"
-        elif any(backend.state != CONNECTED for backend in self.backends):
+        elif not cooperative:
+            self.over = True
+        elif not self.over and any(backend.state != CONNECTED for backend in self.backends):
             self.corrupted = "told to go on with devices that were closed"
         self.resumptions += 1
         self.shutdown_code = None
@@ -648,7 +648,7 @@ class FakeGuest:
 
     def introduce(self, gfn: int, port: int) -> None:
         """XS_INTRODUCE on a domain that xenstored knows: it binds the new channel."""
-        assert gfn == self.hvm_params[STORE_PFN]
+        assert gfn == 0xFEFFC
         if self.channels.get(port, 0) is None:
             self.channels[port] = 0
         self._connection.watches.clear()
@@ -683,8 +683,11 @@ class FakeGuest:
         readable = [Permission(0, read=False, write=False), Permission(self.domid, True, False)]
         toolstack.set_permissions(self.home, readable)
         toolstack.write(f"{self.home}/name", self.name.encode("utf-8", "surrogateescape"))
-        toolstack.write(f"{self.home}/store/port", b"%d" % self.hvm_params[STORE_EVTCHN])
-        toolstack.write(f"{self.home}/console/port", b"%d" % self.hvm_params[CONSOLE_EVTCHN])
+        toolstack.write(f"{self.home}/store/port", b"1")
+        toolstack.write(f"{self.home}/store/ring-ref", b"%d" % 0xFEFFC)
+        toolstack.write(f"{self.home}/console/port", b"2")
+        toolstack.write(f"{self.home}/console/ring-ref", b"%d" % 0xFEFFF)
+        toolstack.write(f"{self.home}/vm", b"/vm/%s" % str(self.uuid).encode())
         toolstack.write(self.request_path, b"")
         toolstack.set_permissions(self.request_path, mine)
         if self.feature_suspend is not None:
@@ -903,6 +906,7 @@ class FakeXen:
         locks: who holds which domain's lock.
         calls: how often each method of the ports was called.
         cards: the PCI devices of the host, by address.
+        kernels: the images that show whether their suspend may be cancelled, by path.
     """
 
     def __init__(self, version: tuple[int, int] = (4, 17)) -> None:
@@ -917,6 +921,7 @@ class FakeXen:
         self.calls: Counter[str] = Counter()
         self.mutex = threading.RLock()
         self.cards: dict[str, FakeCard] = {}
+        self.kernels: dict[str, bool] = {}
         self._next_domid = 1
         self._agenda: list[tuple[int, int, Action]] = []
         self._appointments = 0
@@ -926,7 +931,12 @@ class FakeXen:
         """A new connection to this host."""
         store = FakeStore(self)
         return Ports(
-            FakeHypervisor(self), store, FakeLocks(self), FakePoller(self, store), FakePci(self)
+            FakeHypervisor(self),
+            store,
+            FakeLocks(self),
+            FakePoller(self, store),
+            FakePci(self),
+            FakeKernels(self),
         )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:
@@ -1159,10 +1169,9 @@ class FakeHypervisor(_Port):
         """Grant the console's and the store's page."""
         with self._call("gnttab_seed"):
             guest = self._guest("gnttab_seed", domid)
-            assert is_hvm
+            assert is_hvm is (guest.type is not DomainType.PV)
             assert (console_domid, xenstore_domid) == (0, 0)
-            assert guest.hvm_params[CONSOLE_PFN] == console_gfn
-            assert guest.hvm_params[STORE_PFN] == xenstore_gfn
+            assert (console_gfn, xenstore_gfn) == (0xFEFFF, 0xFEFFC)
             guest.seeded = True
 
     def _guest(self, name: str, domid: int) -> FakeGuest:
@@ -1264,6 +1273,15 @@ class FakePci(_Port):
         with self._call("config"):
             card = self._xen.cards.get(address)
             return None if card is None else card.config
+
+
+class FakeKernels(_Port):
+    """`xenpm.ports.Kernels` on the fake host."""
+
+    def suspend_cancel(self, path: str) -> bool | None:
+        """Whether an image says that its suspend may be cancelled."""
+        with self._call("suspend_cancel"):
+            return self._xen.kernels.get(path)
 
 
 class FakeLocks(_Port):

@@ -168,7 +168,7 @@ def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
             "serves": [],
             "check_ns": 0,
             "problems": [],
-            "reason": "it is a PVH guest with Xen's event channels",
+            "reason": "it is a PVH guest that has set up an interrupt for events",
             "steps": [],
         }
     ]

@@ -9,13 +9,12 @@ import pytest
 
 import xenpm
 from xenpm import DomainType, reinit
-from xenpm.engine import Engine, Task
+from xenpm.engine import Engine
 
 from .checks import assert_nothing_left, assert_released
 from .fake_xen import (
     CALLBACK_IRQ,
     CONNECTED,
-    CONSOLE_EVTCHN,
     MS,
     SECOND,
     FakeGuest,
@@ -40,6 +39,29 @@ def suspended(xen: FakeXen, **script: Any) -> FakeGuest:
     with xenpm.Host(ports=xen.ports()) as host:
         host.domain("web").suspend()
     return guest
+
+
+def killed(xen: FakeXen, nth: int, *, force: bool = False) -> bool:
+    """Start the guest over in a process that is killed at its n-th call; False if it has fewer."""
+    ports = xen.ports()
+    engine = Engine(ports)
+    ref = xenpm.Host(ports=ports).domain("web").ref
+
+    def die() -> None:
+        raise Killed
+
+    xen.before("*", die, nth=nth, times=None)
+    try:
+        task = engine.start(reinit.resume(ref, ports.poller.now_ns, SECOND, False, force))
+        while not task.done:
+            ports.poller.wait(-1, SECOND)
+            engine.dispatch()
+    except Killed:
+        return True
+    finally:
+        xen.stop_failing()
+        ports.close()  # as the kernel does
+    return False
 
 
 def assert_started_over(guest: FakeGuest) -> None:
@@ -150,6 +172,58 @@ def test_started_over_where_it_cannot(xen: FakeXen, host: xenpm.Host) -> None:
     assert_started_over(guest)
 
 
+@pytest.mark.parametrize(
+    ("note", "can", "text"),
+    [
+        (True, True, "has note SUSPEND_CANCEL"),
+        (False, False, "has no note SUSPEND_CANCEL"),
+        (None, True, "does not show its notes"),
+    ],
+)
+def test_kernel_image_of_a_pv_guest(
+    xen: FakeXen, host: xenpm.Host, note: bool | None, can: bool, text: str
+) -> None:
+    guest = xen.add_guest("web", type=DomainType.PV)
+    domain = host.domain("web")
+    xen.toolstack.write(f"/vm/{guest.uuid}/image/kernel", b"/boot/vmlinux")
+    if note is not None:
+        xen.kernels["/boot/vmlinux"] = note
+    support = domain.supports_cooperative_resume
+    assert bool(support) is can
+    assert text in support.evidence
+    domain.suspend()
+    if can:
+        assert text in domain.resume().reason
+    else:
+        with pytest.raises(xenpm.ReinitNotSupported, match="force=True"):
+            domain.resume()
+        assert domain.resume(cooperative=True).cooperative
+
+
+def test_supports_reinit(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web")
+    domain = host.domain("web")
+    assert domain.supports_reinit
+    assert domain.supports_reinit.evidence == "it is a PVH guest; devices: none"
+    guest.give_device("vif", 0)
+    guest.give_device("vbd", 51712)
+    assert domain.supports_reinit.evidence == "it is a PVH guest; devices: vbd, vif"
+    guest.give_device("9pfs", 0)
+    assert not domain.supports_reinit
+    assert "9pfs 0 would not come back" in domain.supports_reinit.evidence
+    assert not xen.watches
+    assert not xen.locks
+
+
+def test_supports_cooperative_resume_of_pvh(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web")
+    assert host.domain("web").supports_cooperative_resume
+    guest.hvm_params[CALLBACK_IRQ] = 0
+    support = host.domain("web").supports_cooperative_resume
+    assert not support
+    assert "interrupt" in support.evidence
+
+
 # -- refused, nothing touched
 
 
@@ -169,6 +243,37 @@ def refuses(xen: FakeXen, host: xenpm.Host, text: str) -> None:
 def test_pv_is_refused(xen: FakeXen, host: xenpm.Host) -> None:
     suspended(xen, type=DomainType.PV)
     refuses(xen, host, "PV guest")
+
+
+def test_pv_by_force(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", type=DomainType.PV)
+    host.domain("web").suspend()
+    resumption = host.domain("web").resume(cooperative=False, force=True)
+    assert [step.name for step in resumption.steps] == STEPS
+    assert guest.restarts == 1
+    assert not guest.corrupted
+    assert_nothing_left(xen)
+    assert NOTE not in xen.store.nodes
+
+
+@pytest.mark.parametrize("nth", range(1, 120))
+def test_pv_by_force_killed_at_any_call(xen: FakeXen, nth: int) -> None:
+    guest = xen.add_guest("web", type=DomainType.PV)
+    with xenpm.Host(ports=xen.ports()) as host:
+        host.domain("web").suspend()
+    if not killed(xen, nth, force=True):
+        return  # it has fewer calls
+    with xenpm.Host(ports=xen.ports()) as host:
+        domain = host.domain("web")
+        if guest.suspended or guest.pause_count:
+            domain.resume()
+        if not guest.restarts:  # the first one had touched nothing
+            domain.suspend()
+            domain.resume(cooperative=False, force=True)
+    assert guest.running
+    assert guest.pause_count == 0
+    assert guest.restarts == 1
+    assert not guest.corrupted, guest.corrupted
 
 
 @pytest.mark.parametrize("kind", ["9pfs", "pvcalls"])
@@ -200,8 +305,8 @@ def test_driver_domain_is_refused(xen: FakeXen, host: xenpm.Host) -> None:
 
 
 def test_channels_of_other_numbers(xen: FakeXen, host: xenpm.Host) -> None:
-    guest = suspended(xen)
-    guest.hvm_params[CONSOLE_EVTCHN] = 3
+    suspended(xen)
+    xen.toolstack.write("/local/domain/1/console/port", b"3")
     refuses(xen, host, "event channels")
 
 
@@ -282,7 +387,7 @@ def test_cancelled(xen: FakeXen, host: xenpm.Host) -> None:
     guest.backends[0].close_ns = None
     connection = host._connection
     machine = reinit.resume(
-        host.domain("web").ref, connection.ports.poller.now_ns, 30 * SECOND, False
+        host.domain("web").ref, connection.ports.poller.now_ns, 30 * SECOND, False, False
     )
     task = connection._engine.start(machine)
     connection._engine.cancel(task)
@@ -351,18 +456,7 @@ def test_any_call_fails(xen: FakeXen, host: xenpm.Host, nth: int) -> None:
 def test_killed_at_any_call(xen: FakeXen, nth: int, how: bool | None) -> None:
     """Whoever comes next makes up for it."""
     guest = suspended(xen)
-    ports = xen.ports()
-    engine = Engine(ports)
-    ref = xenpm.Host(ports=ports).domain("web").ref
-
-    def die() -> None:
-        raise Killed
-
-    xen.before("*", die, nth=nth, times=None)
-    with pytest.raises(Killed):
-        _drive(engine, [engine.start(reinit.resume(ref, ports.poller.now_ns, SECOND, False))])
-    xen.stop_failing()
-    ports.close()  # as the kernel does
+    assert killed(xen, nth)
     with xenpm.Host(ports=xen.ports()) as host:
         if guest.running and not guest.pause_count:  # killed when all was done but the note
             with pytest.raises(xenpm.NotSuspended):
@@ -375,12 +469,6 @@ def test_killed_at_any_call(xen: FakeXen, nth: int, how: bool | None) -> None:
                 host.domain("web").suspend()
                 host.domain("web").resume(cooperative=False)
     assert_started_over(guest)
-
-
-def _drive(engine: Engine, tasks: list[Task[xenpm.Resumption]]) -> None:
-    while not all(task.done for task in tasks):
-        engine.ports.poller.wait(-1, SECOND)
-        engine.dispatch()
 
 
 def test_stale_note_of_a_running_guest_does_no_harm(xen: FakeXen, host: xenpm.Host) -> None:

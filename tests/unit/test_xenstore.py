@@ -19,7 +19,7 @@ from xenpm.ports import Ports
 from xenpm.system import FileLocks, SystemPoller
 
 from .checks import assert_request_restored
-from .fake_xen import RELEASE_DOMAIN, FakeHypervisor, FakePci, FakeXen
+from .fake_xen import RELEASE_DOMAIN, FakeHypervisor, FakeKernels, FakePci, FakeXen
 from .wire_xenstored import Request, WireXenstored
 
 try:
@@ -609,7 +609,14 @@ def test_daemon_dies_at_a_request(
 
 @pytest.fixture
 def host(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Iterator[xenpm.Host]:
-    ports = Ports(FakeHypervisor(xen), store, FileLocks(tmp_path), SystemPoller(), FakePci(xen))
+    ports = Ports(
+        FakeHypervisor(xen),
+        store,
+        FileLocks(tmp_path),
+        SystemPoller(),
+        FakePci(xen),
+        FakeKernels(xen),
+    )
     with xenpm.Host(ports=ports) as host:
         yield host
 

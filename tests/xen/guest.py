@@ -75,6 +75,14 @@ class Guest:
     def uptime_ms(self) -> int:
         return int(self.report("counter")["uptime_ms"])
 
+    @property
+    def starting_over(self) -> str:
+        """What the note of its being started over says; empty when there is none."""
+        try:
+            return self.read("xenpm/reinit")
+        except xenpm.NoSuchNode:
+            return ""
+
     def wait(self, path: str, holds: Callable[[str], bool], what: str) -> str:
         """Wait on a watch until the value of one of the guest's nodes is as it should be."""
         full = f"{self.home}/{path}"
@@ -172,6 +180,35 @@ class NodeWatch:
             left = until - time.monotonic()
             assert left > 0, f"{what}; {self._path} is {value!r}"
             select.select([self._store.fileno()], [], [], left)
+
+
+class LogWatch:
+    """Sees what is appended to a file from the moment that it is made, by inotify(7)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        begin = f"--bytes=+{path.stat().st_size + 1}"
+        self._tail = subprocess.Popen(
+            ["tail", "--follow", begin, str(path)], stdout=subprocess.PIPE
+        )
+
+    def __enter__(self) -> LogWatch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._tail.kill()
+        self._tail.communicate()
+
+    def wait(self, text: str) -> None:
+        """Wait until a line with that text has come."""
+        assert self._tail.stdout is not None
+        seen = ""
+        until = time.monotonic() + DEADLINE
+        while text not in seen:
+            left = until - time.monotonic()
+            ready, _, _ = select.select([self._tail.stdout], [], [], max(0, left))
+            assert ready, f"{text!r} did not come in {self._path}"
+            seen += os.read(self._tail.stdout.fileno(), 65536).decode("utf-8", "replace")
 
 
 class RequestWatch(NodeWatch):

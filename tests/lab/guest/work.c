@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/aio_abi.h>
 #include <linux/fs.h>
 
 struct header { uint32_t type, request, transaction, length; };
@@ -483,6 +484,65 @@ static void blocked_reader(int unused)
 	_exit(got == BLOCK ? 0 : 1);
 }
 
+/* Leaves writes pending while it sleeps so that it can be frozen; later reads back what they wrote. */
+static void pending_writer(int told)
+{
+	enum { WRITES = 16, BLOCKS = WRITES * LARGEST };
+	struct block *buffer = aligned_alloc(BLOCK, BLOCKS * BLOCK), wanted;
+	struct iocb writes[WRITES], *list[WRITES];
+	struct io_event events[WRITES];
+	struct store store = store_open();
+	aio_context_t context = 0;
+	int disk = open_disk(O_RDWR), errors = 0;
+	char text[64];
+	if (!buffer || syscall(SYS_io_setup, WRITES, &context))
+		die("io_setup");
+	memset(writes, 0, sizeof writes);
+	for (int i = 0; i < BLOCKS; i++)
+		block_fill(&buffer[i], i, uptime_ms());
+	for (int i = 0; i < WRITES; i++) {
+		writes[i].aio_fildes = disk;
+		writes[i].aio_lio_opcode = IOCB_CMD_PWRITE;
+		writes[i].aio_buf = (uintptr_t)&buffer[i * LARGEST];
+		writes[i].aio_nbytes = LARGEST * BLOCK;
+		writes[i].aio_offset = i * LARGEST * BLOCK;
+		list[i] = &writes[i];
+	}
+	if (syscall(SYS_io_submit, context, WRITES, list) != WRITES || write(told, "", 1) != 1)
+		die("io_submit");
+	int done = 0;
+	while (done < WRITES) {
+		int got = syscall(SYS_io_getevents, context, 1, WRITES - done, &events[done], NULL);
+		if (got < 0 && errno != EINTR)
+			die("io_getevents");
+		done += got > 0 ? got : 0;
+	}
+	for (int i = 0; i < WRITES; i++)
+		errors += events[i].res != LARGEST * BLOCK;
+	for (int i = 0; i < BLOCKS; i++) {
+		block_fill(&wanted, i, buffer[i].sequence);
+		errors += pread(disk, &buffer[i], BLOCK, i * BLOCK) != BLOCK ||
+			  memcmp(&buffer[i], &wanted, BLOCK);
+	}
+	snprintf(text, sizeof text, "boot=%s done=%d errors=%d", boot, done, errors);
+	if (store_write(&store, 0, "data/pending", text))
+		die("data/pending");
+	_exit(errors != 0);
+}
+
+static int leave_pending(void)
+{
+	int told[2];
+	char byte;
+	if (pipe(told))
+		return -1;
+	start(pending_writer, told[1]);
+	close(told[1]);
+	int failed = read(told[0], &byte, 1) != 1;
+	close(told[0]);
+	return failed ? -1 : 0;
+}
+
 static char state_of(pid_t pid)
 {
 	char path[64], text[512], *end;
@@ -548,6 +608,8 @@ static void command(struct store *store, const char *text, int jobs)
 			 write_file("/proc/sys/kernel/hung_task_timeout_secs", "4");
 	else if (!strcmp(text, "stall"))
 		failed = stall();
+	else if (!strcmp(text, "pending"))
+		failed = leave_pending();
 	else if (!strcmp(text, "start"))
 		start_work(jobs);
 	else if (!strcmp(text, "net")) /* the card has been plugged in anew */
@@ -569,6 +631,18 @@ static void command(struct store *store, const char *text, int jobs)
 	} else if (!strcmp(text, "reboot")) {
 		reboot(RB_AUTOBOOT);
 	}
+}
+
+/* Answers each line that is written to its console. */
+static void listener(int unused)
+{
+	char line[256];
+	(void)unused;
+	while (fgets(line, sizeof line, stdin)) {
+		line[strcspn(line, "\r\n")] = 0;
+		say("work: heard %s", line);
+	}
+	die("the console");
 }
 
 static void serve(int jobs)
@@ -660,6 +734,7 @@ int main(int argc, char **argv)
 	if (!*hold)
 		start_work(jobs);
 	start(publisher, jobs);
+	start(listener, 0);
 	say("work: boot=%s started, with %s", boot, *work ? work : "nothing else");
 	serve(jobs);
 }

@@ -1,0 +1,67 @@
+"""A resume that is torn apart at a chosen change that it makes: by an error, or by SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import xenpm
+from xenpm import actions
+from xenpm.engine import Engine
+
+CHANGING = (
+    actions.Write, actions.Remove, actions.Pause, actions.Unpause, actions.SoftReset,
+    actions.ResetChannels, actions.AllocateChannel, actions.SetParam, actions.SeedGrants,
+    actions.Introduce, actions.ResumeStore, actions.ResumeDomain,
+)  # fmt: skip
+
+
+class Fault:
+    """At the n-th change from now on, something happens; before it or after it.
+
+    Attributes:
+        struck: at which change it did; None while it has not.
+    """
+
+    def __init__(
+        self, host: xenpm.Host, nth: int, strike: Callable[[], object], *, after: bool = False
+    ) -> None:
+        self.struck: Any = None
+        self._left = nth
+        self._strike = strike
+        self._after = after
+        self._engine: Engine = host._connection._engine
+        self._perform = dict(self._engine._perform)
+
+    def __enter__(self) -> Fault:
+        for kind in CHANGING:
+            self._engine._perform[kind] = self._change
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._engine._perform.update(self._perform)
+
+    def _change(self, action: Any) -> Any:
+        self._left -= 1
+        if self._left:
+            return self._perform[type(action)](action)
+        self.struck = action
+        result = self._perform[type(action)](action) if self._after else None
+        self._strike()
+        return result
+
+
+def main() -> None:
+    """Start a guest over, and be killed at a change: ``faulty.py NAME NTH``."""
+    name, nth = sys.argv[1], int(sys.argv[2])
+    with xenpm.Host() as host:
+        domain = host.domain(name)
+        with Fault(host, nth, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            domain.resume(cooperative=False, force=True)
+
+
+if __name__ == "__main__":
+    main()

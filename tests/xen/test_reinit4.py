@@ -1,0 +1,13 @@
+"""The same with four virtual CPUs, each of which has an area of its own with Xen."""
+
+from __future__ import annotations
+
+from .test_reinit import (  # noqa: F401
+    over,
+    test_cycles_at_random,
+    test_default_is_cooperative,
+    test_starts_over,
+)
+
+SCENE = "reinit4"
+VCPUS = 4

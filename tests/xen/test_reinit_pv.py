@@ -1,0 +1,84 @@
+"""Starting PV guests over: Linux is refused, a kernel that does not register vCPU areas can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import xenpm
+
+from .guest import Guest, LogWatch, wait_node
+
+SCENE = "tiny"
+GuestOf = Callable[[str], Guest]
+
+pytestmark = pytest.mark.core
+
+
+def assert_all_works(subject: Guest) -> None:
+    """Xenstore from inside, and the console both ways."""
+    subject.wait_counting(subject.count)
+    with LogWatch(subject.log) as log:
+        with open(subject.read("console/tty"), "wb", buffering=0) as console:
+            console.write(b"are you there\n")
+        log.wait("tiny: heard are you there")
+
+
+def wait_over(subject: Guest, suspensions: int, returned: int) -> None:
+    """Wait until it says what its suspend hypercall has returned."""
+    wait_node(
+        f"{subject.home}/data/over",
+        lambda text: text.startswith(f"suspensions={suspensions} returned={returned} "),
+        f"{subject.name} does not say that its suspension {suspensions} has returned {returned}",
+    )
+
+
+def test_linux_is_refused_and_unharmed(guest: GuestOf) -> None:
+    subject = guest("linux")
+    with subject.unharmed():
+        assert not subject.domain.supports_reinit
+        assert "has note SUSPEND_CANCEL" in subject.domain.supports_cooperative_resume.evidence
+        subject.domain.suspend()
+        with pytest.raises(xenpm.ReinitNotSupported, match="PV guest"):
+            subject.domain.resume(cooperative=False)
+        assert subject.state == "suspended"
+        assert subject.domain.resume().cooperative
+
+
+def test_tiny_guest_starts_over_by_force(guest: GuestOf) -> None:
+    subject = guest("tiny")
+    domain = subject.domain
+    assert_all_works(subject)
+    before = 0
+    if "over" in subject.store.list(f"{subject.home}/data"):
+        before = int(subject.report("over")["suspensions"])
+    for suspensions, cooperative in enumerate([False, True, False, False], before + 1):
+        with subject.unharmed(), LogWatch(subject.log) as log:
+            domain.suspend()
+            resumption = domain.resume(cooperative=cooperative, force=not cooperative)
+            assert resumption.cooperative is cooperative
+            wait_over(subject, suspensions, int(cooperative))
+            log.wait(f"tiny: suspensions={suspensions} returned={int(cooperative)} ")
+            assert_all_works(subject)
+
+
+def test_tiny_guest_is_refused_without_force(guest: GuestOf) -> None:
+    subject = guest("tiny")
+    with subject.unharmed():
+        subject.domain.suspend()
+        with pytest.raises(xenpm.ReinitNotSupported, match="force=True"):
+            subject.domain.resume(cooperative=False)
+        assert subject.domain.resume().cooperative
+
+
+@pytest.mark.trouble
+def test_linux_panics_by_force(guest: GuestOf) -> None:
+    """What the refusal is for."""
+    subject = guest("linux")
+    domain = subject.domain
+    domain.suspend()
+    with LogWatch(subject.log) as log:
+        domain.resume(cooperative=False, force=True)
+        log.wait("register_vcpu_info failed")
+    subject.create()
