@@ -53,7 +53,8 @@ lint: ext  ## ruff, cython-lint, mypy --strict, stubtest
 	$(BIN)/ruff format --check .
 	cd xenpm/_ext && PATH=$(CURDIR)/$(BIN):$$PATH cython-lint .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest xenpm._ext.xenctrl xenpm._ext.xenstore
+	$(BIN)/python -m mypy.stubtest xenpm._ext.xenctrl xenpm._ext.xenstore \
+	    xenpm._ext.xenlight
 
 docs: ext  ## the manual, in docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

@@ -51,6 +51,7 @@ html_copy_source = False
 
 # The pages about the compiled layer are made from the compiled layer. Without it (XENPM_PURE=1)
 # the rest of the manual is still built.
-if not all(importlib.util.find_spec(f"xenpm._ext.{name}") for name in ("xenctrl", "xenstore")):
+MODULES = ("xenctrl", "xenstore", "xenlight")
+if not all(importlib.util.find_spec(f"xenpm._ext.{name}") for name in MODULES):
     exclude_patterns.append("api-low-level.rst")
     suppress_warnings = ["toc.excluded"]

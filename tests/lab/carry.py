@@ -87,7 +87,8 @@ def check_install(image_: Image) -> str:
         return chroot.run(
             image_.root,
             "python3 -m venv /tmp/venv && cd /mnt/tree && /tmp/venv/bin/pip install . && cd /tmp"
-            " && /tmp/venv/bin/python -c 'import xenpm, xenpm._ext.xenctrl, xenpm._ext.xenstore;"
+            " && /tmp/venv/bin/python -c 'import xenpm;"
+            " from xenpm._ext import xenctrl, xenstore, xenlight;"
             ' print("imported from", xenpm.__file__, xenpm.versions())\''
             # no hypervisor is here, which it must say with its own exit code
             "; code=0; /tmp/venv/bin/python -m xenpm list || code=$?; test $code -eq 3",
