@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xenpm
-from xenpm import ConfigError, config
+from xenpm import ConfigError, cli, config
 
 from .mutations import CORPUS
 
@@ -503,3 +503,93 @@ def test_random_input(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{done.stderr}\nat {last.read_text()}"
     assert "1000 rounds" in done.stdout
+
+
+# -- the command line
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = cli.main(["config", *map(str, words)])
+    output, complaints = capsys.readouterr()
+    return code, output, complaints
+
+
+@pytest.fixture
+def etc(tmp_path: Path) -> Path:
+    (tmp_path / "net.cfg").write_text("name = 'net'\nkernel = '/k'\npci = ['00:10.0']\n")
+    disk = "backend=store,vdev=xvda,target=/a"
+    (tmp_path / "web.cfg").write_text(
+        f"name = 'web'\nkernel = '/k'\nvif = ['backend=net']\ndisk = ['{disk}']\n"
+    )
+    return tmp_path
+
+
+def test_command_line(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output, complaints = run(capsys, etc)
+    assert (code, complaints) == (0, "")
+    rows = [re.split(" {2,}", line) for line in output.splitlines()]
+    assert rows == [
+        ["NAME", "TYPE", "DRIVER DOMAIN", "WHY", "SERVED BY", "FILE"],
+        ["net", "pv", "yes", "owns 0000:00:10.0; serves web", "-", str(etc / "net.cfg")],
+        ["web", "pv", "no", "-", "store (disk xvda), net (vif 0)", str(etc / "web.cfg")],
+        ["store", "-", "yes", "serves web", "-", "-"],
+    ]
+    assert run(capsys, etc / "net.cfg", etc / "web.cfg")[1] == output
+
+
+def test_command_line_with_wrong_files(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (etc / "broken.cfg").write_text("name = \n")
+    (etc / "twice.cfg").write_text("name = 'twice'\nkernel = '/k'\npci = ['1:0.0', '1:0.0']\n")
+    (etc / "odd.cfg").write_text("name = 'odd'\nkernel = '/k'\npci = '1:0.0'\n")
+    code, output, complaints = run(capsys, etc)
+    assert code == 1
+    syntax = "syntax error, unexpected NEWLINE, expecting STRING or NUMBER or '['"
+    assert sorted(complaints.splitlines()) == [
+        f"xenpm: {etc}/broken.cfg:1:8: {syntax}; xl.cfg(5) has the syntax",
+        f"xenpm: {etc}/odd.cfg:3: warning: parameter `pci' is a single value but should be a list",
+        f"xenpm: {etc}/twice.cfg:3:17: pci: names 0000:01:00.0 twice (0000:01:00.0 is before it)",
+    ]
+    answers = {line.split()[0]: line.split()[2] for line in output.splitlines()[1:]}
+    assert answers == {
+        "net": "yes",
+        "odd": "unknown",
+        "twice": "yes",
+        "web": "unknown",
+        "store": "yes",
+    }
+    assert f"{etc}/broken.cfg may name it" in output
+
+
+def test_command_line_as_json(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (etc / "broken.cfg").write_text("name = \n")
+    code, output, _ = run(capsys, "--json", etc)
+    assert code == 1
+    answer = json.loads(output)
+    broken, net, web = answer["files"]
+    assert (broken["ok"], broken["error"], broken["line"]) == (False, "ConfigError", 1)
+    assert broken["message"].startswith("syntax error")
+    assert net["ok"]
+    assert net["pci"][0]["address"] == "0000:00:10.0"
+    assert web["backends"][1] == {"kind": "vif", "device": "0", "domain": "net"}
+    known = {domain["name"]: domain["known"] for domain in answer["domains"]}
+    assert known == {"net": True, "web": None, "store": True}
+
+
+def test_command_line_asks_the_host(
+    etc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "assignable", lambda: [config.PciSpec("0000:00:10.0")])
+    assert run(capsys, "--assignable", etc)[0] == 0
+    monkeypatch.setattr(config, "assignable", list)
+    code, _, complaints = run(capsys, "--assignable", etc)
+    assert code == 1
+    assert f"{etc}/net.cfg:3:8: pci: 0000:00:10.0 is not assignable here" in complaints
+
+
+def test_command_line_without_such_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output, complaints = run(capsys, tmp_path / "nothing")
+    assert code == 1
+    assert output.splitlines()[1:] == []
+    assert complaints == f"xenpm: {tmp_path}/nothing: there is no such file\n"
