@@ -159,7 +159,6 @@ def test_place_of_errors(text: str, place: tuple[int | None, int | None], what: 
         "0:0:10,x",
         "00: 10",
         "00:0x10",
-        "00:10.0,bdf=00:11",
         "00:10 .0",
     ],
 )
