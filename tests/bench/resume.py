@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +59,8 @@ def main() -> None:
             f"{info.type.name} guest, {info.vcpus_online} vCPU, {info.memory_kib // 1024} MiB, "
             f"{kinds}; Xen {'.'.join(map(str, host.xen_version))}; medians (and the longest), in ms"
         )
-        print(
-            f"{'':22}{'runs':>5}{'stopped':>16}{'let go':>16}{'counts again':>16}{'disk again':>16}"
-        )
+        columns = ("stopped", "let go", "counts again", "disk again")
+        print(f"{'':22}{'runs':>5}" + "".join(f"{name:>16}" for name in columns))
         for label, way, runs in WAYS:
             rows = [once(guest, way) for _ in range(runs)]
             cells = "".join(
@@ -86,4 +84,4 @@ def once(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
