@@ -81,7 +81,7 @@ def extensions():
     release = pkg_config("--modversion", "xencontrol")[0]
     return cythonize(
         [
-            extension("xenctrl", ["xencontrol", "xenguest", "xentoollog"], release),
+            extension("xenctrl", ["xencontrol", "xenguest", "xenevtchn", "xentoollog"], release),
             extension("xenstore", ["xenstore"], release),
             extension("xenlight", ["xenlight", "xlutil", "xentoollog"], release),
         ],

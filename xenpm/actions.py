@@ -136,6 +136,13 @@ class SuspendCancel(NamedTuple):
     path: str
 
 
+class NotifySuspend(NamedTuple):
+    """Ask a guest to suspend over the event channel that it offers for that."""
+
+    domid: int
+    port: int
+
+
 class ResumeDomain(NamedTuple):
     """Let a suspended domain run on."""
 
@@ -216,7 +223,7 @@ class Introduce(NamedTuple):
 
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
-    Start, Join, Cancel, PciConfig, SuspendCancel,
+    Start, Join, Cancel, PciConfig, SuspendCancel, NotifySuspend,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
     SetParam, SeedGrants, Introduce,
 ]  # fmt: skip

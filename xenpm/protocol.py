@@ -21,6 +21,7 @@ from .actions import (
     GetParam,
     Lock,
     Machine,
+    NotifySuspend,
     Read,
     Remove,
     ResumeDomain,
@@ -49,7 +50,7 @@ from .errors import (
     SuspendNotSupported,
     TransactionConflict,
 )
-from .pci import conditions, pci_devices, problems, settled
+from .pci import conditions, number, pci_devices, problems, settled
 from .types import (
     Device,
     DomainInfo,
@@ -78,6 +79,8 @@ DRIVER_TIMEOUT_NS = 60 * _NS
 _DEVICES_NS = 10 * _NS
 _LOOK_AGAIN_NS = _NS // 20  # nothing tells when a register of a device changes
 
+_MOST_PORT = 131_071  # EVTCHN_FIFO_NR_CHANNELS of public/event_channel.h, less one
+
 _FREE = (None, b"")  # what control/shutdown holds while nobody asks anything of the guest
 
 _WHOSE = (
@@ -93,6 +96,11 @@ def _seconds(ns: int) -> str:
 def reinit_note(domain: DomainRef) -> str:
     """The node that says that the domain is being started over, and how far that has come."""
     return f"/local/domain/{domain.domid}/xenpm/reinit"
+
+
+def suspend_channel(domain: DomainRef) -> str:
+    """The node in which a guest may offer an event channel for asking it to suspend."""
+    return f"/local/domain/{domain.domid}/device/suspend/event-channel"
 
 
 def started_over(domain: DomainRef, info: DomainInfo) -> Machine[tuple[str, str]]:
@@ -360,20 +368,34 @@ class _Suspend:
             )
 
     def request(self) -> Machine[None]:
+        offered = yield Read(suspend_channel(self.domain))
+        port = None if offered is None else number(offered, _MOST_PORT)
+        if port:
+            self.check_free((yield Read(self.path)))
+            yield NotifySuspend(self.domain.domid, port)
+            # An event cannot be taken back, and a guest does not answer it but by suspending.
+            self.phase = Phase.ACKNOWLEDGED
+            self.requested = self.acknowledged = self.now()
+            return
         yield Watch(self.path)
         try:
             found = yield self.swap(_FREE, b"suspend")
         except CALL_ERRORS as error:
             yield from self.make_sure_it_does_not_stand(error)
             raise
+        self.check_free(found)
+        self.phase = Phase.REQUESTED
+        self.requested = self.now()
+
+    def check_free(self, found: bytes | None) -> None:
+        """Refuse a guest of which something is asked already."""
         if found not in _FREE:
             raise self.error(
                 SuspendInProgress,
-                f"somebody else has asked it for {found.decode('utf-8', 'replace')!r} already. "
-                f"If nobody is at it any more, clear that: xenstore-write {self.path} ''",
+                f"somebody else has asked it for {(found or b'').decode('utf-8', 'replace')!r} "
+                "already. If nobody is at it any more, clear that: "
+                f"xenstore-write {self.path} ''",
             )
-        self.phase = Phase.REQUESTED
-        self.requested = self.now()
 
     def make_sure_it_does_not_stand(self, error: CallError) -> Machine[None]:
         """A commit whose answer was lost may have written the request."""

@@ -53,7 +53,7 @@ from .errors import (
     ResumeError,
 )
 from .pci import number
-from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over
+from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over, suspend_channel
 from .types import (
     Device,
     DomainInfo,
@@ -409,6 +409,8 @@ class _Reinit:
             raise HypercallError(
                 "xs_introduce_domain", errno.EIO, "xenstored did not bind the event channel"
             )
+        if (yield Read(suspend_channel(self.domain))):  # it is gone with the others
+            yield self.put(suspend_channel(self.domain), b"")
         for end in _ENDS:  # xenconsoled looks again when its node is written
             yield self.put(f"{self.home}/{end}/port", b"%d" % ports[end])
         if self.pv:

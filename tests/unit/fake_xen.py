@@ -50,6 +50,7 @@ C_NAMES = {
     "hvm_param_set": "xc_hvm_param_set",
     "evtchn_alloc_unbound": "xc_evtchn_alloc_unbound",
     "evtchn_remote": "xc_evtchn_status",
+    "suspend_evtchn_notify": "xc_suspend_evtchn_init_exclusive",
     "evtchn_reset": "xc_evtchn_reset",
     "soft_reset": "xc_domain_soft_reset",
     "gnttab_seed": "xc_dom_gnttab_seed",
@@ -444,6 +445,7 @@ class FakeGuest:
         self.corrupted = ""  # what was done to it that a guest does not survive
         # its event channels: who is at the other end; None: nobody yet
         self.channels: dict[int, int | None] = {1: 0, 2: 0}
+        self.suspend_port = 0  # the one that it offers
         self.over = False  # its suspend hypercall is going to return 0
         self.seeded = False
         self.restarts = 0
@@ -727,6 +729,20 @@ class FakeGuest:
         if self.request == b"suspend" and not self._asked and self.acknowledge_ns is not None:
             self._asked = True
             self._later(self.acknowledge_ns, self.acknowledge)
+
+    def offer_channel(self) -> int:
+        """Offer an event channel for asking it to suspend, as classic PV kernels do."""
+        self.suspend_port = self.allocate_channel()
+        path = f"{self.home}/device/suspend/event-channel"
+        self.xen.toolstack.write(path, b"%d" % self.suspend_port)
+        return self.suspend_port
+
+    def notified(self, port: int) -> None:
+        """Its event channel fires."""
+        if port != self.suspend_port or port not in self.channels:
+            raise hypercall_error("xc_suspend_evtchn_init_exclusive", errno.EINVAL)
+        if self.suspend_ns is not None:
+            self._later(self.suspend_ns, self.suspend)
 
     def acknowledge(self) -> None:
         """It takes the request, if there still is one."""
@@ -1145,6 +1161,11 @@ class FakeHypervisor(_Port):
             if port >= 4096:
                 raise hypercall_error("xc_evtchn_status", errno.EINVAL)
             return self._guest("evtchn_remote", domid).channels.get(port)
+
+    def suspend_evtchn_notify(self, domid: int, port: int) -> None:
+        """Ask a guest to suspend over an event channel."""
+        with self._call("suspend_evtchn_notify"):
+            self._guest("suspend_evtchn_notify", domid).notified(port)
 
     def evtchn_reset(self, domid: int) -> None:
         """Close all event channels of a domain."""

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <xenctrl.h>
+#include <xenevtchn.h>
 #include <xenstore.h>
 
 int stub_gate = -1;     /* a call waits here for a byte */
@@ -115,6 +116,16 @@ DOMAIN_CALL(xc_domain_unpause)
 DOMAIN_CALL(xc_domain_soft_reset)
 DOMAIN_CALL(xc_evtchn_reset)
 int xc_evtchn_status(xc_interface *xch, xc_evtchn_status_t *status) { return answer(__func__); }
+xenevtchn_handle *xenevtchn_open(xentoollog_logger *l, unsigned flags)
+{ return (xenevtchn_handle *)&handle; }
+int xenevtchn_close(xenevtchn_handle *xce) { return 0; }
+int xenevtchn_notify(xenevtchn_handle *xce, evtchn_port_t port) { return 0; }
+int xc_suspend_evtchn_init_exclusive(xc_interface *xch, xenevtchn_handle *xce, uint32_t domid,
+                                     int port, int *lock)
+{ return answer(__func__); }
+int xc_suspend_evtchn_release(xc_interface *xch, xenevtchn_handle *xce, uint32_t domid, int port,
+                              int *lock)
+{ return 0; }
 DOMAIN_CALL(xc_domain_shutdown, int reason)
 DOMAIN_CALL(xc_domain_resume, int fast)
 DOMAIN_CALL(xc_hvm_param_get, uint32_t param, uint64_t *value)

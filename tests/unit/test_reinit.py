@@ -99,6 +99,14 @@ def test_starts_over(xen: FakeXen, host: xenpm.Host) -> None:
     assert_started_over(guest)
 
 
+def test_channel_that_it_had_offered_is_gone(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.offer_channel()
+    host.domain("web").resume(cooperative=False)
+    assert xen.toolstack.read("/local/domain/1/device/suspend/event-channel") == b""
+    assert_started_over(guest)
+
+
 def test_guest_without_devices(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web")
     host.domain("web").suspend()

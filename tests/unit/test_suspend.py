@@ -127,6 +127,54 @@ def test_all_at_once(xen: FakeXen, host: xenpm.Host) -> None:
     assert guest.suspended
 
 
+# -- the event channel of classic PV kernels
+
+
+def test_asked_over_the_channel_that_it_offers(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", type=DomainType.PV)
+    guest.offer_channel()
+    suspension = suspend(host)
+    assert (suspension.acknowledge_ns, suspension.suspend_ns) == (0, 40 * MS)
+    assert xen.calls["write"] == 0, "the request was written, too"
+    assert guest.suspended
+    host.domain("web").resume()
+    assert_runs_on(guest)
+
+
+@pytest.mark.parametrize("value", [b"", b"0", b"x", b"131072", b"-3"])
+def test_no_channel_offered(xen: FakeXen, host: xenpm.Host, value: bytes) -> None:
+    guest = xen.add_guest("web")
+    xen.toolstack.write(f"{guest.home}/device/suspend/event-channel", value)
+    assert suspend(host).acknowledge_ns == MS
+
+
+def test_channel_that_another_has(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web")
+    guest.offer_channel()
+    xen.fail("suspend_evtchn_notify", errno.EINVAL)
+    with pytest.raises(xenpm.HypercallError, match="xc_suspend_evtchn_init_exclusive"):
+        suspend(host)
+    assert_runs_on(guest)
+
+
+def test_channel_of_one_that_is_asked_for_something_else(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=None)
+    guest.offer_channel()
+    xen.toolstack.write(guest.request_path, b"reboot")
+    with pytest.raises(xenpm.SuspendInProgress, match="reboot"):
+        suspend(host)
+    assert xen.calls["suspend_evtchn_notify"] == 0
+
+
+def test_asked_over_a_channel_and_late(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("web", suspend_ns=2 * SECOND)
+    guest.offer_channel()
+    with pytest.raises(xenpm.SuspendNotCompleted) as caught:
+        suspend(host)
+    assert caught.value.resumed_late
+    assert_runs_on(guest)
+
+
 # -- refused, nothing touched
 
 

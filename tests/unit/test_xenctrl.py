@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[object, ...]] = {
     "hvm_param_set": (1, 0, 0),
     "evtchn_alloc_unbound": (1, 0),
     "evtchn_remote": (1, 2),
+    "suspend_evtchn_notify": (1, 2),
     "evtchn_reset": (1,),
     "soft_reset": (1,),
     "gnttab_seed": (1, True, 1, 2, 0, 0),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import xenpm
 
-from .guest import Guest, LogWatch, wait_node
+from .guest import Guest, LogWatch, run, wait_node
 
 SCENE = "tiny"
 GuestOf = Callable[[str], Guest]
@@ -59,8 +62,23 @@ def test_tiny_guest_starts_over_by_force(guest: GuestOf) -> None:
             resumption = domain.resume(cooperative=cooperative, force=not cooperative)
             assert resumption.cooperative is cooperative
             wait_over(subject, suspensions, int(cooperative))
+            assert subject.report("over")["asked_by"] == "channel"
             log.wait(f"tiny: suspensions={suspensions} returned={int(cooperative)} ")
             assert_all_works(subject)
+
+
+def test_suspend_channel_is_left_to_who_has_its_lock(guest: GuestOf) -> None:
+    """The lock file of libxc, which a save takes as well."""
+    subject = guest("tiny")
+    lock = Path(f"/var/run/xen/suspend-evtchn-{subject.domain.domid}.lock")
+    with subject.unharmed(), lock.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # by this process, and libxc would get it again: a child
+        done = run(sys.executable, "-m", "xenpm", "suspend", "-L", "tiny", check=False)
+        assert "suspended" not in done
+        lock.unlink()
+    subject.domain.suspend()
+    assert not lock.exists(), "the lock was not given back"
+    assert subject.domain.resume().cooperative
 
 
 def test_tiny_guest_is_refused_without_force(guest: GuestOf) -> None:

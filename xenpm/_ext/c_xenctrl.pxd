@@ -76,4 +76,6 @@ cdef extern from "compat.h" nogil:
                            xen_pfn_t console_gfn, xen_pfn_t xenstore_gfn,
                            uint32_t console_domid, uint32_t xenstore_domid)
 
+    int xenpm_suspend_evtchn_notify(xc_interface *xch, uint32_t domid, uint32_t port)
+
     int xenpm_is_pvh(const xc_domaininfo_t *info)

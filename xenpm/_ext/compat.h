@@ -2,7 +2,10 @@
 #ifndef XENPM_COMPAT_H
 #define XENPM_COMPAT_H
 
+#include <errno.h>
+
 #include <xenctrl.h>
+#include <xenevtchn.h>
 #include <xenguest.h>
 
 #include <stdbool.h>
@@ -33,6 +36,27 @@ static inline int xenpm_evtchn_remote(xc_interface *xch, uint32_t domid, uint32_
         return -1;
     *remote_domid = status.u.interdomain.dom;
     return status.status == EVTCHNSTAT_interdomain;
+}
+
+/*
+ * Ask a guest to suspend over the event channel that it offers, under libxc's lock file for that
+ * channel: as a save or migration does, so that the two exclude each other.
+ */
+static inline int xenpm_suspend_evtchn_notify(xc_interface *xch, uint32_t domid, uint32_t port)
+{
+    xenevtchn_handle *xce = xenevtchn_open(NULL, 0);
+    int local, lock, result, error;
+
+    if (!xce)
+        return -1;
+    local = xc_suspend_evtchn_init_exclusive(xch, xce, domid, port, &lock);
+    result = local < 0 ? -1 : xenevtchn_notify(xce, local);
+    error = errno;
+    if (local >= 0)
+        xc_suspend_evtchn_release(xch, xce, domid, local, &lock);
+    xenevtchn_close(xce);
+    errno = error;
+    return result;
 }
 
 #endif

@@ -394,6 +394,23 @@ cdef class Xenctrl:
         _done("xc_evtchn_status", result, &left)
         return remote_domid if result else None
 
+    def suspend_evtchn_notify(self, domid, port):
+        """Ask a guest to suspend over the event channel that it offers for that.
+
+        ``xc_suspend_evtchn_init_exclusive``, which takes a lock that a save or migration of libxl
+        takes as well; then ``xenevtchn_notify`` and ``xc_suspend_evtchn_release``.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_port = to_uint32(port, "port")
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
+                result = xenpm_suspend_evtchn_notify(self._xch, c_domid, c_port)
+                self._end(&left)
+        _done("xc_suspend_evtchn_init_exclusive", result, &left)
+
     def evtchn_reset(self, domid):
         """Close all event channels of a domain that is paused: ``xc_evtchn_reset``."""
         self._call("xc_evtchn_reset", xc_evtchn_reset, domid)
