@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 import xenpm
+from xenpm import config
 
 from .guest import Guest, run
 
@@ -33,6 +34,20 @@ def test_card_is_seen_as_xl_sees_it(host: xenpm.Host) -> None:
     assert str(driver) == f"owns {CARD}"
     assert not host.domain("plain").is_driver_domain
     assert host.domain("plain").pci_devices == ()
+
+
+@pytest.mark.core
+def test_card_is_seen_in_the_configuration(host: xenpm.Host) -> None:
+    from_file = config.read("/root/guests/card.cfg")
+    from_libxl = config.of(host.domain("card"))
+    for said in (from_file, from_libxl):
+        assert [device.address for device in said.pci] == [CARD]
+        said.check()
+    guests = config.read_files(["/root/guests/card.cfg", "/root/guests/plain.cfg"])
+    assert guests.errors == []
+    assert guests.driver_domain("card")
+    assert str(guests.driver_domain("card")) == f"owns {CARD}"
+    assert not guests.driver_domain("plain")
 
 
 @pytest.mark.core

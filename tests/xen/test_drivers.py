@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import xenpm
+from xenpm import config
 
 from .guest import Guest
 from .order import in_order, in_wrong_order
@@ -36,6 +37,18 @@ def test_topology(host: xenpm.Host) -> None:
     assert evidence["store"] == f"serves domain {domid['disk']}"
     assert not host.domain("disk").is_driver_domain
     assert not host.domain("wire").is_driver_domain
+
+
+@pytest.mark.core
+def test_configurations_tell_the_same(host: xenpm.Host) -> None:
+    planned = config.read_files([f"/root/guests/{name}.cfg" for name in NAMES])
+    assert planned.errors == []
+    drivers = {name for name, driver in planned.driver_domains().items() if driver}
+    assert drivers == {"net", "store"}
+    assert drivers == {name for name in NAMES if host.domain(name).is_driver_domain}
+    assert str(planned.driver_domain("store")) == "serves disk"
+    running = [config.of(host.domain(name)) for name in NAMES]
+    assert {each.name for each in running if each.pci} == {"net"}
 
 
 def test_both_ends_of_each_device(host: xenpm.Host) -> None:
