@@ -69,7 +69,7 @@ def by_class() -> dict[str, list[Path]]:
 def test_corpus_as_xl_reads_it(piece: str) -> None:
     found = readings(by_class()[piece])
     accepted = [theirs for theirs, _ in found.values() if theirs]
-    assert 5 < len(accepted) < len(found) - 5, "the oracle does not work"
+    assert 3 <= len(accepted) <= len(found) - 3, "the oracle does not work"
     assert differences(found) == {}
 
 
