@@ -264,10 +264,15 @@ class _Reinit:
             raise self.half_closed(str(error)) from error
 
     def close(self, devices: Iterable[Device]) -> Machine[None]:
+        """Have backends close, and wait for a frontend again; one that is closed only the latter.
+
+        Told to close once more, that one would at times be on its way when the next state comes.
+        """
+        open_ = [each for each in devices if each.backend_state is not XenbusState.CLOSED]
         for state in (XenbusState.CLOSING, XenbusState.CLOSED):
-            for device in devices:
+            for device in open_:
                 yield self.put(f"{device.frontend}/state", b"%d" % state)
-        yield from self.wait_for(devices, XenbusState.CLOSED, "do not close")
+        yield from self.wait_for(open_, XenbusState.CLOSED, "do not close")
         for device in devices:
             yield self.put(f"{device.frontend}/state", b"%d" % XenbusState.INITIALISING)
         yield from self.wait_for(devices, XenbusState.INIT_WAIT, "do not open again")
@@ -296,12 +301,14 @@ class _Reinit:
     def not_fresh(self, devices: Iterable[Device]) -> Machine[list[Device]]:
         """The devices that are not where a frontend begins, or whose backend holds their ring."""
         left = []
-        for device in devices:
-            now = yield from with_states(device, [])
-            states = (now.frontend_state, now.backend_state)
-            if states != (XenbusState.INITIALISING, XenbusState.INIT_WAIT) or (
-                yield from self.bound(device)
-            ):
+        for each in devices:
+            device = yield from with_states(each, [])
+            fresh = (
+                device.frontend_state is XenbusState.INITIALISING
+                and device.backend_state in (XenbusState.INITIALISING, XenbusState.INIT_WAIT)
+                and not (yield from self.bound(device))
+            )
+            if not fresh:
                 left.append(device)
         return left
 
