@@ -65,7 +65,7 @@ def main() -> None:
             "wrong: backends first": in_wrong_order,
         }
         rows: list[tuple[str, ...]] = [
-            ("order", "suspended", "failed", "seconds until all pings are answered again")
+            ("order", "suspended", "failed", "pings back after")
         ]
         for way, cycle in ways.items():
             began = time.monotonic()
@@ -75,7 +75,7 @@ def main() -> None:
             seconds = time.monotonic() - began
             names = ", ".join(f"{name} ({type(error).__name__})" for name, error in failed.items())
             good = f"{len(guests) - len(failed)} of {len(guests)}"
-            rows.append((way, good, names or "-", f"{seconds:.1f}"))
+            rows.append((way, good, names or "-", f"{seconds:.1f} s"))
         show_table(rows)
 
 
