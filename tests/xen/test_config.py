@@ -187,7 +187,7 @@ def test_context_in_a_forked_child() -> None:
 
 def test_exit_with_open_context(host: xenpm.Host) -> None:
     program = "from xenpm._ext.xenlight import Xenlight; x = Xenlight(); x.domain_configuration(1)"
-    program = program.replace("(1)", f"({host.domain('net').domid})")
+    program = program.replace("(1)", f"({host.domain('card').domid})")
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
