@@ -22,7 +22,7 @@ from xenpm._ext.xenlight import Xenlight
 
 from .guest import run
 
-SCENE = "drivers"
+SCENE = "card"
 CARD = "0000:00:10.0"
 SPARE = "0000:00:1f.3"  # the board's SMBus controller, which nobody needs here
 GUESTS = Path("/root/guests")
@@ -44,28 +44,11 @@ def test_running_domains(host: xenpm.Host) -> None:
 
 
 @pytest.mark.core
-def test_who_will_be_a_driver_domain() -> None:
-    found = config.read_files(sorted(GUESTS.glob("*.cfg")))
-    assert found.errors == []
-    domains = found.driver_domains()
-    assert {name: bool(domain) for name, domain in domains.items()} == {
-        "disk": False,
-        "net": True,
-        "store": True,
-        "wire": False,
-    }
-    assert domains["net"].owns == (CARD,)
-    assert sorted(domains["net"].serves) == ["disk", "store", "wire"]
-    assert domains["store"].owns == ()
-    assert domains["store"].serves == ("disk",)
-
-
-@pytest.mark.core
 def test_assignable() -> None:
-    net = config.read(GUESTS / "net.cfg")
-    net.check()
-    with pytest.raises(ConfigError, match=f"net.cfg:.*{CARD} is not assignable"):
-        net.check(config.assignable())  # a running domain has it
+    owner = config.read(GUESTS / "card.cfg")
+    owner.check()
+    with pytest.raises(ConfigError, match=f"card.cfg:.*{CARD} is not assignable"):
+        owner.check(config.assignable())  # a running domain has it
     spare = config.parse(f"name = 'spare'\nkernel = '/k'\npci = ['{SPARE}']\n")
     run("xl", "pci-assignable-add", SPARE)
     try:
@@ -82,7 +65,7 @@ def test_domain_that_is_gone(host: xenpm.Host) -> None:
     nobody = host.domain(xenpm.DomainRef(999, bytes(16), "nobody"))
     with pytest.raises(xenpm.NoSuchDomain):
         config.of(nobody)
-    somebody = host.domain("wire").ref
+    somebody = host.domain("plain").ref
     with pytest.raises(xenpm.NoSuchDomain):
         config.of(host.domain(somebody._replace(handle=bytes(16))))
     with Xenlight() as context, pytest.raises(xenpm.XenlightError) as caught:
@@ -103,13 +86,13 @@ def being_changed(domain: xenpm.Domain) -> Iterator[None]:
 @pytest.mark.core
 def test_domain_that_somebody_else_changes(host: xenpm.Host) -> None:
     """libxl would fork a child to wait for the lock, without a deadline."""
-    wire = host.domain("wire")
-    with being_changed(wire), pytest.raises(xenpm.XenlightError) as caught:
-        config.of(wire)
+    plain = host.domain("plain")
+    with being_changed(plain), pytest.raises(xenpm.XenlightError) as caught:
+        config.of(plain)
     assert caught.value.errno == 16  # EBUSY
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    assert config.of(wire).name == "wire"
+    assert config.of(plain).name == "plain"
 
 
 # -- contexts
@@ -124,7 +107,7 @@ def disposition() -> tuple[object, str]:
 @pytest.mark.core
 @pytest.mark.parametrize("handled", [False, True])
 def test_sigchld_stays_python_s(host: xenpm.Host, handled: bool) -> None:
-    wire = host.domain("wire")
+    plain = host.domain("plain")
     children: list[int] = []
 
     def handler(_signum: int, _frame: object) -> None:
@@ -135,9 +118,9 @@ def test_sigchld_stays_python_s(host: xenpm.Host, handled: bool) -> None:
         expected = disposition()
         with Xenlight() as one, Xenlight() as two:
             for context in (one, two, one):
-                context.domain_configuration(wire.domid)
-                with being_changed(wire), pytest.raises(xenpm.XenlightError):
-                    context.domain_configuration(wire.domid)
+                context.domain_configuration(plain.domid)
+                with being_changed(plain), pytest.raises(xenpm.XenlightError):
+                    context.domain_configuration(plain.domid)
                 context.assignable_pci()
                 assert disposition() == expected
                 assert subprocess.run(["sh", "-c", "exit 3"], check=False).returncode == 3
@@ -176,7 +159,7 @@ def test_asyncio_beside_contexts(host: xenpm.Host) -> None:
 
 @pytest.mark.core
 def test_contexts_leave_nothing_behind(host: xenpm.Host) -> None:
-    domid = host.domain("net").domid
+    domid = host.domain("card").domid
     for _ in range(2):  # the first fills caches
         descriptors = sorted(os.listdir("/proc/self/fd"))
         for _ in range(20):
@@ -204,7 +187,7 @@ def test_context_in_a_forked_child() -> None:
 
 def test_exit_with_open_context(host: xenpm.Host) -> None:
     program = "from xenpm._ext.xenlight import Xenlight; x = Xenlight(); x.domain_configuration(1)"
-    program = program.replace("(1)", f"({host.domain('net').domid})")
+    program = program.replace("(1)", f"({host.domain('card').domid})")
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
@@ -226,7 +209,7 @@ def test_command_line(tmp_path: Path) -> None:
     )
     done = command(str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(rf"^net +pv +yes +owns {CARD}; serves disk, store, wire", done.stdout, re.M)
+    assert re.search(rf"^card +pv +yes +owns {CARD} ", done.stdout, re.M)
     done = command("--assignable", str(tmp_path))
     assert done.returncode == 1
-    assert re.search(r"net\.cfg:\d+:\d+: pci: 0000:00:10.0 is not assignable", done.stderr)
+    assert re.search(r"card\.cfg:\d+:\d+: pci: 0000:00:10.0 is not assignable", done.stderr)
