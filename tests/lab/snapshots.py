@@ -176,7 +176,11 @@ for name in {names}; do
     data=/local/domain/$(xl domid $name)/data
     xenstore-write $data/command start
     until [ "$(xenstore-read $data/command-done 2>/dev/null)" = "start: ok" ]; do
-        timeout 30 xenstore-watch -n 2 $data/command-done >/dev/null || exit 1
+        timeout 30 xenstore-watch -n 2 $data/command-done >/dev/null || {{
+            echo "$name does not begin its work; what it and Xen said last:"
+            xl list; tail -n 25 /var/log/xen/console/guest-$name.log; xl dmesg | tail -n 40
+            exit 1
+        }} >&2
     done
 done
 """
