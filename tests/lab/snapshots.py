@@ -174,10 +174,18 @@ def _xl(host: Machine, verb: str, guests: Iterable[scenes.Guest]) -> None:
 _START = """
 for name in {names}; do
     data=/local/domain/$(xl domid $name)/data
+    begins() {{ [ "$(xenstore-read $data/command-done 2>/dev/null)" = "start: ok" ]; }}
     xenstore-write $data/command start
-    until [ "$(xenstore-read $data/command-done 2>/dev/null)" = "start: ok" ]; do
-        timeout 30 xenstore-watch -n 2 $data/command-done >/dev/null || exit 1
+    # Looked at by the clock too: the answer may come just before the watch is registered.
+    for i in 1 2 3 4 5 6 7 8 9 10; do
+        begins && continue 2
+        timeout 5 xenstore-watch -n 2 $data/command-done >/dev/null
     done
+    begins || {{
+        echo "$name does not begin its work; what it and Xen said last:"
+        xl list; tail -n 25 /var/log/xen/console/guest-$name.log; xl dmesg | tail -n 40
+        exit 1
+    }} >&2
 done
 """
 

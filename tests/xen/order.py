@@ -64,9 +64,7 @@ def main() -> None:
             "right: frontends first": in_order,
             "wrong: backends first": in_wrong_order,
         }
-        rows: list[tuple[str, ...]] = [
-            ("order", "suspended", "failed", "pings back after")
-        ]
+        rows: list[tuple[str, ...]] = [("order", "suspended", "failed", "pings back after")]
         for way, cycle in ways.items():
             began = time.monotonic()
             failed = cycle(host, timeout=40)

@@ -160,6 +160,32 @@ void store_wait(struct store *store)
 	store->fired = 0;
 }
 
+/* ---- the kernel's command line ---- */
+
+/* The value of one option of the kernel's command line; empty when absent. */
+static void option(const char *name, char value[512])
+{
+	static char line[4096];
+	if (!*line) {
+		int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || read(fd, line, sizeof line - 1) < 0)
+			die("/proc/cmdline");
+		close(fd);
+	}
+	const char *found = strstr(line, name);
+	found = found ? found + strlen(name) : "";
+	snprintf(value, 512, "%.*s", (int)strcspn(found, " \n"), found);
+}
+
+/* Whether a comma list has that word. */
+static int lists(const char *list, const char *word)
+{
+	char all[520], wanted[80];
+	snprintf(all, sizeof all, ",%s,", list);
+	snprintf(wanted, sizeof wanted, ",%s,", word);
+	return !!strstr(all, wanted);
+}
+
 /* ---- the jobs ---- */
 
 static int cpus(void)
@@ -322,6 +348,9 @@ static int open_disk(int mode)
 static void io(int number)
 {
 	uint64_t size, sequence = 0, random = uptime_ms() * 2 + 1;
+	char pace[512];
+	option(" pace=", pace);
+	int rest = atoi(pace);
 	job_disk = number;
 	int disk = open_disk(O_RDWR);
 	if (ioctl(disk, BLKGETSIZE64, &size))
@@ -359,6 +388,8 @@ static void io(int number)
 			else
 				io_check(buffer, first, count, expected);
 			totals->io[job_disk].ops++;
+			if (rest)
+				nap(rest);
 		}
 	}
 }
@@ -430,32 +461,6 @@ static pid_t start(void (*job)(int), int argument)
 		_exit(1);
 	}
 	return pid;
-}
-
-/* ---- the kernel's command line ---- */
-
-/* The value of one option of the kernel's command line; empty when absent. */
-static void option(const char *name, char value[512])
-{
-	static char line[4096];
-	if (!*line) {
-		int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || read(fd, line, sizeof line - 1) < 0)
-			die("/proc/cmdline");
-		close(fd);
-	}
-	const char *found = strstr(line, name);
-	found = found ? found + strlen(name) : "";
-	snprintf(value, 512, "%.*s", (int)strcspn(found, " \n"), found);
-}
-
-/* Whether a comma list has that word. */
-static int lists(const char *list, const char *word)
-{
-	char all[520], wanted[80];
-	snprintf(all, sizeof all, ",%s,", list);
-	snprintf(wanted, sizeof wanted, ",%s,", word);
-	return !!strstr(all, wanted);
 }
 
 /* ---- commands from dom0 ---- */
