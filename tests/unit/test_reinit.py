@@ -318,6 +318,16 @@ def test_channels_of_other_numbers(xen: FakeXen, host: xenpm.Host) -> None:
     refuses(xen, host, "event channels")
 
 
+@pytest.mark.parametrize("end", ["store", "console"])
+@pytest.mark.parametrize("value", [b"", b"odd", b"0", b"-1"])
+def test_page_of_a_ring_that_makes_no_sense(
+    xen: FakeXen, host: xenpm.Host, end: str, value: bytes
+) -> None:
+    suspended(xen)
+    xen.toolstack.write(f"/local/domain/1/{end}/ring-ref", value)
+    refuses(xen, host, f"{end}/ring-ref is")
+
+
 @pytest.mark.parametrize("cooperative", [None, False])
 def test_not_suspended(xen: FakeXen, host: xenpm.Host, cooperative: bool | None) -> None:
     guest = xen.add_guest("web")
