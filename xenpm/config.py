@@ -58,6 +58,7 @@ _KINDS = {
     "usbctrls": "usbctrl",
 }
 _DOMAIN_0 = ("", "0", "Domain-0")
+_MOST_DIGITS = 100  # Python refuses to convert thousands of them
 
 
 @dataclass(frozen=True)
@@ -421,6 +422,10 @@ def from_json(text: str, source: str = "<string>") -> DomainConfig:
         ) from None
     except RecursionError:
         raise ConfigError("is not JSON of libxl: nested too deeply", source) from None
+    except ValueError as error:  # a number of thousands of digits, or no text
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"is not JSON of libxl: {error}", source) from None
 
 
 class _Strange(Exception):
@@ -489,7 +494,7 @@ def _backend(device: dict[str, Any]) -> tuple[str, str | int] | None:
     number = _number(device, "backend_domid", 0xFFFF)
     domain: str | int = number if name is None else name
     if isinstance(domain, str) and domain.isascii() and domain.isdigit():
-        domain = int(domain[-6:])
+        domain = int(domain[:_MOST_DIGITS])
     which = _get(device, "vdev", str, "")
     devid = _get(device, "devid", int, -1)
     if domain == 0 or domain in _DOMAIN_0:

@@ -585,6 +585,15 @@ def test_command_line_asks_the_host(
     assert f"{etc}/net.cfg:3:8: pci: 0000:00:10.0 is not assignable here" in complaints
 
 
+def test_command_line_with_paths_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, complaints = run(capsys, "a" * 300)
+    assert code == 1
+    assert complaints.endswith("cannot be read: File name too long\n")
+    with pytest.raises(SystemExit) as caught:
+        run(capsys, "")
+    assert caught.value.code == 2
+
+
 def test_command_line_without_such_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

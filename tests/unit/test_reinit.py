@@ -511,6 +511,22 @@ def test_set_running_by_somebody_in_the_middle(xen: FakeXen, host: xenpm.Host, n
         host.domain("web").suspend()
 
 
+def test_is_not_unpaused_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("gnttab_seed", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match="do not unpause it"):
+        domain.resume(cooperative=False)
+    with pytest.raises(xenpm.ResumeError, match="in the middle of being started over"):
+        domain.unpause()
+    assert domain.state is xenpm.DomainState.PAUSED
+    domain.resume(cooperative=False)
+    assert guest.running
+    domain.pause()
+    domain.unpause()
+    assert guest.running
+
+
 def test_reset_that_crashes_the_domain(xen: FakeXen, host: xenpm.Host) -> None:
     guest = suspended(xen)
 
