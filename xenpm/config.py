@@ -412,7 +412,7 @@ def from_json(text: str, source: str = "<string>") -> DomainConfig:
         ConfigError: it is none.
     """
     try:
-        return _config(json.loads(text), source)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"is not JSON: {error.msg}; it must be complete and as libxl writes it",
@@ -422,10 +422,9 @@ def from_json(text: str, source: str = "<string>") -> DomainConfig:
         ) from None
     except RecursionError:
         raise ConfigError("is not JSON of libxl: nested too deeply", source) from None
-    except ValueError as error:  # a number of thousands of digits, or no text
-        if isinstance(error, ConfigError):
-            raise
+    except ValueError as error:  # a number of thousands of digits
         raise ConfigError(f"is not JSON of libxl: {error}", source) from None
+    return _config(values, source)
 
 
 class _Strange(Exception):
