@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     configurations.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=_path,
         metavar="PATH",
         help="files for xl, or directories of such, as /etc/xen/auto",
     )
@@ -150,6 +150,13 @@ def _reference(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("a domain's name must not be empty")
     return text
+
+
+def _path(text: str) -> Path:
+    """A file or directory named on the command line."""
+    if not text:  # which pathlib takes for the directory that we are in
+        raise argparse.ArgumentTypeError("a path must not be empty")
+    return Path(text)
 
 
 def _timeout(text: str) -> float:
@@ -353,7 +360,7 @@ def _report(
 def _config(options: argparse.Namespace) -> int:
     results: dict[str, config.DomainConfig | ConfigError] = {}
     for path in options.paths:
-        read = config.read_directory(path) if path.is_dir() else config.read_files([path])
+        read = config.read_directory(path) if os.path.isdir(path) else config.read_files([path])
         results.update(read.results)
     configurations = config.Configurations(results)
     free = config.assignable() if options.assignable else None

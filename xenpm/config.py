@@ -58,6 +58,7 @@ _KINDS = {
     "usbctrls": "usbctrl",
 }
 _DOMAIN_0 = ("", "0", "Domain-0")
+_MOST_DIGITS = 100  # Python refuses to convert thousands of them
 
 
 @dataclass(frozen=True)
@@ -411,7 +412,7 @@ def from_json(text: str, source: str = "<string>") -> DomainConfig:
         ConfigError: it is none.
     """
     try:
-        return _config(json.loads(text), source)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"is not JSON: {error.msg}; it must be complete and as libxl writes it",
@@ -421,6 +422,9 @@ def from_json(text: str, source: str = "<string>") -> DomainConfig:
         ) from None
     except RecursionError:
         raise ConfigError("is not JSON of libxl: nested too deeply", source) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"is not JSON of libxl: {error}", source) from None
+    return _config(values, source)
 
 
 class _Strange(Exception):
@@ -489,7 +493,7 @@ def _backend(device: dict[str, Any]) -> tuple[str, str | int] | None:
     number = _number(device, "backend_domid", 0xFFFF)
     domain: str | int = number if name is None else name
     if isinstance(domain, str) and domain.isascii() and domain.isdigit():
-        domain = int(domain[-6:])
+        domain = int(domain[:_MOST_DIGITS])
     which = _get(device, "vdev", str, "")
     devid = _get(device, "devid", int, -1)
     if domain == 0 or domain in _DOMAIN_0:

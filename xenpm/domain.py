@@ -11,8 +11,9 @@ from .actions import Machine, identify
 from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
 from .devices import used_by, with_states
 from .engine import Task
-from .errors import NoSuchDomain, StoreDataError, XenError
+from .errors import NoSuchDomain, ResumeError, StoreDataError, XenError
 from .pci import pci_devices
+from .protocol import started_over
 from .reinit import supports_cooperative_resume, supports_reinit
 from .topology import DriverDomain, read_topology
 from .types import (
@@ -348,9 +349,20 @@ class Domain:
 
         Raises:
             NoSuchDomain: it is gone.
-            HypercallError, NotPermitted: the call failed; nothing was touched.
+            ResumeError: it is paused in the middle of being started over, and would run without
+                its channels and devices; nothing was touched.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
         """
-        self._connection.ports.hypervisor.unpause(self.info.domid)
+        info = self.info
+        if info.paused and not info.suspended:
+            doing, _ = self._connection.look(started_over(self._ref, info))
+            if doing:
+                raise ResumeError(
+                    self._ref,
+                    "is paused in the middle of being started over: resume it with "
+                    "cooperative=False, which unpauses it at its end. Nothing was touched",
+                )
+        self._connection.ports.hypervisor.unpause(self.domid)
 
 
 def _with_states(devices: tuple[Device, ...]) -> Machine[tuple[Device, ...]]:

@@ -1,7 +1,7 @@
 """The conversations with a guest, as state machines without I/O.
 
 Each is a machine of `xenpm.actions`; everything that can go wrong between host and guest is decided
-in this module alone.
+in this module, and for a guest that starts over in `xenpm.reinit`.
 
 The protocol with the guest is Xen's docs/misc/xenstore-paths (``~/control/shutdown``) and the
 ``SHUTDOWN_suspend`` of public/sched.h.
@@ -50,7 +50,7 @@ from .errors import (
     SuspendNotSupported,
     TransactionConflict,
 )
-from .pci import conditions, number, pci_devices, problems, settled
+from .pci import conditions, number, pci_devices, problems, settled, shown
 from .types import (
     Device,
     DomainInfo,
@@ -201,12 +201,17 @@ def _record(domain: DomainRef, address: str = "") -> str:
 
 
 def _recorded(text: bytes | None) -> PciCondition | None:
+    """What such a record says; None when it says nothing that makes sense, for the guest runs."""
     if text is None:
         return None
-    values = json.loads(text)
-    if values["backend_state"] is not None:
-        values["backend_state"] = XenbusState[values["backend_state"].upper()]
-    return PciCondition(**values)
+    try:
+        values = json.loads(text)
+        if values["backend_state"] is not None:
+            values["backend_state"] = XenbusState[values["backend_state"].upper()]
+        return PciCondition(**values)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        _log.warning("how a PCI device was before makes no sense (%r): %s", error, shown(text))
+        return None
 
 
 @dataclass

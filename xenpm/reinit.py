@@ -52,7 +52,7 @@ from .errors import (
     ReinitNotSupported,
     ResumeError,
 )
-from .pci import number
+from .pci import number, shown
 from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over, suspend_channel
 from .types import (
     Device,
@@ -203,6 +203,15 @@ class _Reinit:
                 f"its store and console have the event channels {ports[0]} and {ports[1]}, which "
                 "it could not be given again. Nothing was touched",
             )
+        for end in _ENDS:
+            path = f"{self.home}/{end}/ring-ref"
+            if not (yield from self.read_number(path)):
+                # after the reset it would be too late to find out
+                value = yield Read(path)
+                raise ReinitNotSupported(
+                    self.domain,
+                    f"xenstore makes no sense: {path} is {shown(value)}. Nothing was touched",
+                )
         unreadable: list[str] = []
         devices = yield from used_by(domid, unreadable)
         serves = yield from served_by(domid, unreadable)

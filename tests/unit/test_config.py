@@ -377,6 +377,17 @@ LIKE_LIBXL: dict[str, Any] = {
 }
 
 
+def test_number_without_end_in_json() -> None:
+    with pytest.raises(ConfigError, match="web.json: is not"):
+        config.from_json('{"c_info": ' + "1" * 10_000 + "}", "web.json")
+
+
+@pytest.mark.parametrize("number", [1_000_000, 1_000_005, 2**32 + 5])
+def test_large_number_of_a_backend_is_no_small_one(number: int) -> None:
+    found = config.parse(f'name = "a"\nkernel = "/k"\nvif = ["backend={number}"]\n')
+    assert found.backends == (config.Backend("vif", "0", number),)
+
+
 def test_from_json() -> None:
     found = config.from_json(json.dumps(LIKE_LIBXL), "web.json")
     assert [str(device) for device in found.pci] == ["0000:02:10.1", "0000:00:11.*", "name=lan"]
@@ -583,6 +594,15 @@ def test_command_line_asks_the_host(
     code, _, complaints = run(capsys, "--assignable", etc)
     assert code == 1
     assert f"{etc}/net.cfg:3:8: pci: 0000:00:10.0 is not assignable here" in complaints
+
+
+def test_command_line_with_paths_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, complaints = run(capsys, "a" * 300)
+    assert code == 1
+    assert complaints.endswith("cannot be read: File name too long\n")
+    with pytest.raises(SystemExit) as caught:
+        run(capsys, "")
+    assert caught.value.code == 2
 
 
 def test_command_line_without_such_files(

@@ -325,6 +325,21 @@ def test_what_it_was_before_is_known_to_another_process(xen: FakeXen, host: xenp
 
 
 @pytest.mark.parametrize(
+    "record", [b"{", b"[]", b"1", b'{"backend_state": "odd"}', b'{"backend_state": 4}', b"\xff"]
+)
+def test_nonsense_in_the_record_is_no_error_of_a_guest_that_runs(
+    xen: FakeXen, host: xenpm.Host, record: bytes
+) -> None:
+    xen.add_guest("net").give_card(CARD)
+    domain = host.domain("net")
+    domain.suspend()
+    xen.toolstack.write("/local/domain/1/xenpm/pci/0000-00-10-0", record)
+    assert domain.resume().problems == ()
+    assert domain.state is xenpm.DomainState.RUNNING
+    assert_nothing_left(xen)
+
+
+@pytest.mark.parametrize(
     ("after", "problem"),
     [
         ({"present": False}, "does not answer"),

@@ -318,6 +318,16 @@ def test_channels_of_other_numbers(xen: FakeXen, host: xenpm.Host) -> None:
     refuses(xen, host, "event channels")
 
 
+@pytest.mark.parametrize("end", ["store", "console"])
+@pytest.mark.parametrize("value", [b"", b"odd", b"0", b"-1"])
+def test_page_of_a_ring_that_makes_no_sense(
+    xen: FakeXen, host: xenpm.Host, end: str, value: bytes
+) -> None:
+    suspended(xen)
+    xen.toolstack.write(f"/local/domain/1/{end}/ring-ref", value)
+    refuses(xen, host, f"{end}/ring-ref is")
+
+
 @pytest.mark.parametrize("cooperative", [None, False])
 def test_not_suspended(xen: FakeXen, host: xenpm.Host, cooperative: bool | None) -> None:
     guest = xen.add_guest("web")
@@ -499,6 +509,22 @@ def test_set_running_by_somebody_in_the_middle(xen: FakeXen, host: xenpm.Host, n
         host.domain("web").resume(cooperative=False)
     with pytest.raises(xenpm.SuspendInProgress, match="first finish it"):
         host.domain("web").suspend()
+
+
+def test_is_not_unpaused_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("gnttab_seed", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match="do not unpause it"):
+        domain.resume(cooperative=False)
+    with pytest.raises(xenpm.ResumeError, match="in the middle of being started over"):
+        domain.unpause()
+    assert domain.state is xenpm.DomainState.PAUSED
+    domain.resume(cooperative=False)
+    assert guest.running
+    domain.pause()
+    domain.unpause()
+    assert guest.running
 
 
 def test_reset_that_crashes_the_domain(xen: FakeXen, host: xenpm.Host) -> None:
