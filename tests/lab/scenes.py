@@ -24,7 +24,7 @@ class Guest:
 
     name: str
     kind: str = "pv"
-    """pv or pvh"""
+    """pv, pvh or hvm"""
     vcpus: int = 1
     memory_mib: int = 128
     disk_mib: int = 0
@@ -54,7 +54,8 @@ class Guest:
         wanted = {
             "xen_blkfront": self.disk_mib or self.disk_from,
             "xen_netfront": self.net_from,
-            "xen_pcifront pps_core ptp e1000e": self.card,
+            "xen_pcifront": self.card and self.kind == "pv",
+            "pps_core ptp e1000e": self.card,
             "xen_blkback xen_netback": "backends" in works,
             "llc stp bridge": "bridge" in works,
         }
@@ -83,12 +84,14 @@ class Guest:
         lines = [
             f'name = "{self.name}"',
             f'type = "{self.kind}"',
-            'kernel = "/root/guests/vmlinux"',
+            f'kernel = "/root/guests/{"vmlinuz" if self.kind == "hvm" else "vmlinux"}"',
             'ramdisk = "/root/guests/initramfs"',
             f"vcpus = {self.vcpus}",
             f"memory = {self.memory_mib}",
             f'extra = "{self.options}"',
         ]
+        if self.kind == "hvm":
+            lines += ['vga = "none"', "vnc = 0"]
         if self.preserved:
             lines += [f'on_{end} = "preserve"' for end in ("crash", "reboot", "poweroff")]
         if self.disk_from:
@@ -185,6 +188,10 @@ SCENES = {
         Scene("card", (
             Guest("card", card=True, address="10.0.2.40", work="ping"),
             Guest("plain"),
+        )),
+        Scene("hvm", (Guest("hvm1", "hvm", memory_mib=256, disk_mib=64, work="io"),)),
+        Scene("card-hvm", (
+            Guest("card", "hvm", memory_mib=256, card=True, address="10.0.2.40", work="ping"),
         )),
         # three levels: both of the last need store or net, and store needs net
         Scene("drivers", (
