@@ -24,6 +24,8 @@ class Release:
     name: str
     xen: str
     python: str
+    device_model: str
+    """the package that has QEMU with Xen in it"""
 
     @property
     def site_packages(self) -> str:
@@ -34,18 +36,17 @@ class Release:
 RELEASES = {
     release.name: release
     for release in (
-        Release("bullseye", "4.14", "3.9"),
-        Release("bookworm", "4.17", "3.11"),
-        Release("trixie", "4.20", "3.13"),
+        Release("bullseye", "4.14", "3.9", "qemu-system-x86"),
+        Release("bookworm", "4.17", "3.11", "qemu-system-xen"),
+        Release("trixie", "4.20", "3.13", "qemu-system-xen"),
     )
 }
 DEFAULT = "bookworm"
 
-# HVM guests would need qemu-system-x86 (trixie: qemu-system-xen) in this list.
 PACKAGES = """
     systemd-sysv udev kmod iproute2 procps pciutils openssh-server busybox-static linux-image-amd64
     xen-utils-{xen} xen-utils-common xen-hypervisor-{xen}-amd64 xenstore-utils libxen-dev
-    python3 python3-dev python3-venv python3-pip gcc libc6-dev pkg-config
+    {device_model} python3 python3-dev python3-venv python3-pip gcc libc6-dev pkg-config
     dmsetup ethtool iputils-ping strace gdb zstd
 """
 
@@ -70,6 +71,8 @@ EXCLUDE = """
     {modules}/drivers/net/wireless/* {modules}/drivers/net/ethernet/mellanox/*
     {modules}/drivers/net/ethernet/broadcom/* {modules}/drivers/net/ethernet/chelsio/*
     {modules}/drivers/net/ethernet/qlogic/* {modules}/drivers/net/ethernet/marvell/*
+    /usr/bin/qemu-system-x86_64* /usr/bin/qemu-storage-daemon /usr/share/qemu/[!kl]* /usr/lib/ipxe/*
+    /usr/share/iso-codes/* /usr/share/xml/*
 """
 MODULE_TREES = ("/lib/modules/*/kernel", "/usr/lib/modules/*/kernel")
 
@@ -207,7 +210,8 @@ def _bootstrap(release: Release, root: Path) -> None:
         '--essential-hook=chroot "$1" dpkg-divert --local --rename --add /usr/sbin/update-initramfs'
         ' && ln -s /bin/true "$1/usr/sbin/update-initramfs"'
     )
-    options.append("--include=" + ",".join(PACKAGES.format(xen=release.xen).split()))
+    packages = PACKAGES.format(xen=release.xen, device_model=release.device_model)
+    options.append("--include=" + ",".join(packages.split()))
     # A private mount namespace: what mmdebstrap mounts is gone with it, however it ends.
     cache.run(
         "unshare",
@@ -280,6 +284,10 @@ def _configure(root: Path, work: Path) -> None:
     if raised == default:
         raise LabError(f"{quotas} has no quota-transaction = 10")
     quotas.write_text(raised)
+    # Bookworm's libxl asks for the device model where it was before it had a package of its own.
+    where, model = root / "usr/bin/qemu-system-i386", root / "usr/libexec/xen-qemu-system-i386"
+    if model.exists() and not where.exists():
+        where.symlink_to("../libexec/xen-qemu-system-i386")
     # What of the outside mmdebstrap copied in has no meaning in the lab.
     (root / "etc/resolv.conf").unlink(missing_ok=True)
     (root / "etc/machine-id").write_text("00000000000000000000000000000001\n")
@@ -309,10 +317,13 @@ def _configure(root: Path, work: Path) -> None:
 
 def _boot_files(root: Path, work: Path) -> None:
     (work / "xen").write_bytes(gzip.decompress(_only(root, "boot/xen-*.gz").read_bytes()))
-    kernel = _unpack_kernel(_only(root, "boot/vmlinuz-*").read_bytes(), root, work)
+    packed = _only(root, "boot/vmlinuz-*")
+    kernel = _unpack_kernel(packed.read_bytes(), root, work)
     (work / "vmlinux").write_bytes(kernel)
     # Guests boot the same kernel; unpacked, `xl create` takes half the time.
     (root / "root/guests/vmlinux").write_bytes(kernel)
+    # The firmware of HVM guests loads it packed only.
+    (root / "root/guests/vmlinuz").symlink_to("/" + str(packed.relative_to(root)))
     archive = cpio.Archive()
     archive.file("bin/busybox", (root / "bin/busybox").read_bytes(), 0o755)
     archive.file("init", (HERE / "dom0/init").read_bytes(), 0o755)

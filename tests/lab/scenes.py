@@ -24,9 +24,15 @@ class Guest:
 
     name: str
     kind: str = "pv"
+<<<<<<< HEAD
     """pv or pvh"""
+    started: bool = True
+    """False: only its configuration is there"""
     tiny: bool = False
     """whether it is the PV guest of tests/lab/tiny instead of a Linux"""
+=======
+    """pv, pvh or hvm"""
+>>>>>>> 6d48ef2f05d8b9151337e1ebbb396f7bcd0653a8
     vcpus: int = 1
     memory_mib: int = 128
     disk_mib: int = 0
@@ -58,7 +64,8 @@ class Guest:
         wanted = {
             "xen_blkfront": self.disk_mib or self.disk_from,
             "xen_netfront": self.net_from,
-            "xen_pcifront pps_core ptp e1000e": self.card,
+            "xen_pcifront": self.card and self.kind == "pv",
+            "pps_core ptp e1000e": self.card,
             "xen_blkback xen_netback": "backends" in works,
             "llc stp bridge": "bridge" in works,
         }
@@ -95,10 +102,12 @@ class Guest:
             lines.append('kernel = "/root/guests/tiny"')
         else:
             lines += [
-                'kernel = "/root/guests/vmlinux"',
+                f'kernel = "/root/guests/{"vmlinuz" if self.kind == "hvm" else "vmlinux"}"',
                 'ramdisk = "/root/guests/initramfs"',
                 f'extra = "{self.options}"',
             ]
+        if self.kind == "hvm":
+            lines += ['vga = "none"', "vnc = 0"]
         if self.preserved:
             lines += [f'on_{end} = "preserve"' for end in ("crash", "reboot", "poweroff")]
         if self.disk_from:
@@ -153,10 +162,15 @@ class Guest:
 
 @dataclass(frozen=True)
 class Scene:
-    """A named set of guests, all running and counting."""
+    """A named set of guests, all running and counting unless they are not started."""
 
     name: str
     guests: tuple[Guest, ...]
+
+    @property
+    def started(self) -> list[Guest]:
+        """Those that run."""
+        return [each for each in self.guests if each.started]
 
 
 def scene_named(name: str) -> Scene:
@@ -207,6 +221,11 @@ SCENES = {
         Scene("card", (
             Guest("card", card=True, address="10.0.2.40", work="ping"),
             Guest("plain"),
+        )),
+        # the second only where it does not run: the emulated host stops when it touches the card
+        Scene("hvm", (
+            Guest("hvm1", "hvm", memory_mib=256, disk_mib=64, work="io"),
+            Guest("card", "hvm", memory_mib=256, card=True, started=False),
         )),
         # three levels: both of the last need store or net, and store needs net
         Scene("drivers", (

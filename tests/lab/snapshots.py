@@ -68,7 +68,7 @@ def start(release: str, scene: str) -> Iterator[Machine]:
             cache.remove(frozen.path)
             image_, frozen = snapshot(release, scene)
             host = stack.enter_context(_started(image_, frozen))
-        _xl(host, "unpause", scenes.scene_named(scene).guests)
+        _xl(host, "unpause", scenes.scene_named(scene).started)
         yield host
 
 
@@ -133,7 +133,7 @@ def _play(
     """Create the guests of a scene on a booted host and freeze it with them."""
     name = f"{image_.release.name}/{scene.name}"
     began = time.monotonic()
-    say(f"{name}: creating {len(scene.guests)} guests")
+    say(f"{name}: creating {len(scene.started)} guests")
     disk = work / "disk.qcow2"
     _overlay(disk, Path("..") / base.path.name / "disk.qcow2", "qcow2")
     cache.run("cp", "--sparse=always", "--reflink=auto", base.memory, work / "memory")
@@ -147,11 +147,11 @@ def _play(
         host.ssh("\n".join(lines))
         # One after the other, and those that are up wait: alone, each boots fastest. PVH first, for
         # under emulation a PVH guest that boots beside others dies at times.
-        for each in sorted(scene.guests, key=lambda each: each.kind != "pvh"):
+        for each in sorted(scene.started, key=lambda each: each.kind != "pvh"):
             _create(host, each)
             if not each.serves:
                 _xl(host, "pause", [each])
-        workers = [each for each in scene.guests if each.work]
+        workers = [each for each in scene.started if each.work]
         if workers:
             _xl(host, "unpause", [each for each in workers if not each.serves])
             host.ssh(_START.format(names=" ".join(each.name for each in workers)))
