@@ -24,15 +24,11 @@ class Guest:
 
     name: str
     kind: str = "pv"
-<<<<<<< HEAD
-    """pv or pvh"""
+    """pv, pvh or hvm"""
     started: bool = True
     """False: only its configuration is there"""
     tiny: bool = False
     """whether it is the PV guest of tests/lab/tiny instead of a Linux"""
-=======
-    """pv, pvh or hvm"""
->>>>>>> 6d48ef2f05d8b9151337e1ebbb396f7bcd0653a8
     vcpus: int = 1
     memory_mib: int = 128
     disk_mib: int = 0

@@ -145,9 +145,9 @@ def _play(
         for each in scene.guests:
             lines += [f"cat > {each.name}.cfg <<'EOF'", each.config() + "EOF", *each.prepare()]
         host.ssh("\n".join(lines))
-        # One after the other, and those that are up wait: alone, each boots fastest. PVH first, for
-        # under emulation a PVH guest that boots beside others dies at times.
-        for each in sorted(scene.started, key=lambda each: each.kind != "pvh"):
+        # One after the other, and those that are up wait: alone, each boots fastest. After those
+        # that serve comes PVH, for under emulation one that boots beside others dies at times.
+        for each in sorted(scene.started, key=lambda each: (not each.serves, each.kind != "pvh")):
             _create(host, each)
             if not each.serves:
                 _xl(host, "pause", [each])
