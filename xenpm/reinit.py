@@ -497,7 +497,7 @@ def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[
     """Whether the guest's suspend hypercall can return 1, and what tells so."""
     if info.type is DomainType.PV:
         vm = (yield Read(f"/local/domain/{domain.domid}/vm")) or b""
-        path = (yield Read(f"{vm.decode()}/image/kernel")) if vm.startswith(b"/vm/") else None
+        path = (yield Read(f"{vm.decode('ascii', 'replace')}/image/kernel")) if vm.startswith(b"/vm/") else None
         can = None if path is None else (yield SuspendCancel(path.decode("utf-8", "replace")))
         if can is None:
             return Support(True, "it is a PV guest; its kernel image does not show its notes")

@@ -378,7 +378,7 @@ LIKE_LIBXL: dict[str, Any] = {
 
 
 def test_number_without_end_in_json() -> None:
-    with pytest.raises(ConfigError, match="web.json: is not"):
+    with pytest.raises(ConfigError, match="is not"):
         config.from_json('{"c_info": ' + "1" * 10_000 + "}", "web.json")
 
 
