@@ -18,7 +18,7 @@ from uuid import UUID
 from . import xlcfg
 from .domain import Domain
 from .errors import ConfigError, NoSuchDomain, XenlightError
-from .system import open_xenlight, xenlight
+from .system import open_now, open_xenlight, xenlight
 from .types import DomainType
 
 __all__ = [
@@ -298,15 +298,10 @@ def read(path: Path_) -> DomainConfig:
     return parse(text, str(path))
 
 
-def _open_now(path: str, flags: int) -> int:
-    """Open a file without waiting for somebody at the other end of a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _content(path: Path) -> str:
     """What is in a file that may be a configuration."""
     try:
-        with open(path, "rb", opener=_open_now) as file:
+        with open(path, "rb", opener=open_now) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError("is not a file", str(path))
             content = file.read(_MAX_BYTES + 1)

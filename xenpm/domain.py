@@ -11,7 +11,7 @@ from .actions import Machine, identify
 from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
 from .devices import used_by, with_states
 from .engine import Task
-from .errors import NoSuchDomain, ResumeError, StoreDataError, XenError
+from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
 from .pci import pci_devices
 from .protocol import started_over
 from .reinit import supports_cooperative_resume, supports_reinit
@@ -325,6 +325,16 @@ class Domain:
         Takes and raises what `suspend` and `resume` do.  A domain that was destroyed within the
         block raises `NoSuchDomain` at its end, one that somebody else resumed `NotSuspended`.
         """
+        look = self._connection.look
+        if not (
+            look(supports_cooperative_resume(self._ref, self.info))
+            or look(supports_reinit(self._ref, self.info))
+        ):
+            raise SuspendNotSupported(
+                self._ref,
+                f"could not be resumed again: {self.supports_cooperative_resume.evidence}; "
+                f"{self.supports_reinit.evidence}",
+            )
         suspended = _Suspended(self._connection)
         # Entered twice: should a signal handler raise in the first lines of one's end, before it
         # holds signals back, then the other's end still resumes the guest.

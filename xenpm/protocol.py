@@ -504,7 +504,7 @@ class _Suspend:
             suspended = self.now()
             for each in self.pci:
                 record = json.dumps(plain(each)).encode()
-                yield Write(_record(self.domain, each.address), record)
+                yield Write(_record(self.domain, each.address), record, self.home)
             return Suspension(
                 self.domain,
                 request_ns=self.requested - self.began,

@@ -162,6 +162,11 @@ class _Reinit:
 
     def check_state(self, info: DomainInfo, doing: str) -> None:
         """Refuse a domain that is neither suspended nor left paused in the middle."""
+        if doing not in ("", _DEVICES, _GROUND, _RUN):
+            raise self.error(
+                f"the note that it is being started over makes no sense: {doing[:60]!r}. "
+                f"Nothing was touched; if nobody is at it: xenstore-rm {self.note}"
+            )
         if info.suspended:
             return
         if not doing:
@@ -488,23 +493,35 @@ def resume(
     if info is None:
         raise NoSuchDomain(f"{domain} is gone")
     doing, _ = yield from started_over(domain, info)
+    chosen = False
     if doing and not cooperative:
         reason = f"a process that started it over did not end that; it was at {doing!r}"
     elif cooperative is not None:
         reason = "asked for"
     else:
         support = yield from supports_cooperative_resume(domain, info)
-        cooperative, reason = support.supported, support.evidence
+        cooperative, reason, chosen = support.supported, support.evidence, True
     if cooperative:
         return replace((yield from protocol.resume(domain, now)), reason=reason)
-    return (yield from _Reinit(domain, now, timeout_ns, force=force).run(reason))
+    try:
+        return (yield from _Reinit(domain, now, timeout_ns, force=force).run(reason))
+    except ReinitNotSupported as error:
+        if not chosen:
+            raise
+        raise ReinitNotSupported(
+            domain, f"cannot be resumed cooperatively ({reason}), and {error.message}"
+        ) from error
 
 
 def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
     """Whether the guest's suspend hypercall can return 1, and what tells so."""
     if info.type is DomainType.PV:
         vm = (yield Read(f"/local/domain/{domain.domid}/vm")) or b""
-        path = (yield Read(f"{vm.decode()}/image/kernel")) if vm.startswith(b"/vm/") else None
+        path = (
+            (yield Read(f"{vm.decode('ascii', 'replace')}/image/kernel"))
+            if vm.startswith(b"/vm/")
+            else None
+        )
         can = None if path is None else (yield SuspendCancel(path.decode("utf-8", "replace")))
         if can is None:
             return Support(True, "it is a PV guest; its kernel image does not show its notes")

@@ -35,6 +35,7 @@ __all__ = [
     "KernelFiles",
     "SysfsPci",
     "SystemPoller",
+    "open_now",
     "open_ports",
     "open_xenlight",
     "versions",
@@ -140,15 +141,21 @@ class SysfsPci:
             return None
 
 
+def open_now(path: str, flags: int) -> int:
+    """Open a file without waiting for somebody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 class KernelFiles:
     """Kernel images as files of dom0."""
 
     def suspend_cancel(self, path: str) -> bool | None:
         """Whether an image says that its suspend may be cancelled; None when it does not show."""
         try:
-            with open(path, "rb") as image:
+            with open(path, "rb", opener=open_now) as image:
                 return suspend_cancel(image)
-        except OSError as error:  # one that pygrub had taken out of the guest's disk is gone again
+        except (OSError, ValueError) as error:
+            # one that pygrub had taken out of the guest's disk is gone again
             _log.debug("kernel image %s cannot be read: %s", path, error)
             return None
 

@@ -324,6 +324,15 @@ def test_what_it_was_before_is_known_to_another_process(xen: FakeXen, host: xenp
     assert host.domain("net").resume().problems == ()
 
 
+def test_record_does_not_outlive_the_domain(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("net")
+    guest.give_card(CARD)
+    domain = host.domain("net")
+    xen.before("write", guest.destroy, nth=2)
+    domain.suspend()
+    assert not [path for path in xen.store.nodes if path.startswith(guest.home)]
+
+
 @pytest.mark.parametrize(
     "record", [b"{", b"[]", b"1", b'{"backend_state": "odd"}', b'{"backend_state": 4}', b"\xff"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 
@@ -76,3 +77,6 @@ def test_files(tmp_path: Path) -> None:
     assert KernelFiles().suspend_cancel(str(kernel)) is True
     assert KernelFiles().suspend_cancel(str(tmp_path / "gone")) is None
     assert KernelFiles().suspend_cancel(str(tmp_path)) is None
+    assert KernelFiles().suspend_cancel("a\0b") is None
+    os.mkfifo(tmp_path / "pipe")
+    assert KernelFiles().suspend_cancel(str(tmp_path / "pipe")) is None

@@ -203,9 +203,13 @@ def test_kernel_image_of_a_pv_guest(
     if can:
         assert text in domain.resume().reason
     else:
-        with pytest.raises(xenpm.ReinitNotSupported, match="force=True"):
+        with pytest.raises(xenpm.ReinitNotSupported, match=f"{text}.*force=True"):
             domain.resume()
         assert domain.resume(cooperative=True).cooperative
+        # which nobody would ask for at the end of a block
+        with pytest.raises(xenpm.SuspendNotSupported, match=text), domain.suspended():
+            pytest.fail("it is suspended, and cannot be resumed")
+        assert guest.running
 
 
 def test_supports_reinit(xen: FakeXen, host: xenpm.Host) -> None:
@@ -525,6 +529,18 @@ def test_is_not_unpaused_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
     domain.pause()
     domain.unpause()
     assert guest.running
+
+
+@pytest.mark.parametrize("kind", [DomainType.PV, DomainType.PVH])
+def test_note_that_makes_no_sense(xen: FakeXen, host: xenpm.Host, kind: DomainType) -> None:
+    """It must not pass for the consent to start a PV guest over."""
+    guest = suspended(xen, type=kind)
+    xen.toolstack.write(NOTE, b"odd")
+    with pytest.raises(xenpm.ResumeError, match="makes no sense: 'odd'"):
+        host.domain("web").resume()
+    assert guest.suspended
+    xen.toolstack.remove(NOTE)
+    assert host.domain("web").resume().cooperative
 
 
 def test_reset_that_crashes_the_domain(xen: FakeXen, host: xenpm.Host) -> None:
