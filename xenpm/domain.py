@@ -302,7 +302,7 @@ class Domain:
             seconds; what is not as it was is in ``problems``.
 
         Raises:
-            ValueError, TypeError: the timeout is not one; nothing was touched.
+            ValueError, TypeError: an argument is wrong; nothing was touched.
             NoSuchDomain: it is gone.
             NotSuspended: it is not suspended; nothing was touched.
             ReinitNotSupported: the guest cannot; nothing was touched.

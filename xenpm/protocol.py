@@ -9,6 +9,7 @@ The protocol with the guest is Xen's docs/misc/xenstore-paths (``~/control/shutd
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Collection
@@ -38,6 +39,7 @@ from .errors import (
     CALL_ERRORS,
     AlreadySuspended,
     CallError,
+    HypercallError,
     NoSuchDomain,
     NotSuspended,
     ResumeError,
@@ -162,6 +164,12 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
             domain,
             "is an HVM guest, and its device model may have been stopped with it: "
             "resume it with the toolstack that has suspended it",
+        )
+    if info.type is DomainType.PVH and not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+        raise ResumeError(
+            domain,
+            "has set up no interrupt for Xen's events, so its hypercall could not be told that it "
+            "was cancelled. Nothing was touched; resume it with cooperative=False",
         )
     yield from _resume_in_place(domain)
     resumed = now()
@@ -375,9 +383,7 @@ class _Suspend:
     def request(self) -> Machine[None]:
         offered = yield Read(suspend_channel(self.domain))
         port = None if offered is None else number(offered, _MOST_PORT)
-        if port:
-            self.check_free((yield Read(self.path)))
-            yield NotifySuspend(self.domain.domid, port)
+        if port and (yield from self.request_by_event(port)):
             # An event cannot be taken back, and a guest does not answer it but by suspending.
             self.phase = Phase.ACKNOWLEDGED
             self.requested = self.acknowledged = self.now()
@@ -391,6 +397,19 @@ class _Suspend:
         self.check_free(found)
         self.phase = Phase.REQUESTED
         self.requested = self.now()
+
+    def request_by_event(self, port: int) -> Machine[bool]:
+        """Ask through the event channel that the guest offers; False when it is none."""
+        self.check_free((yield Read(self.path)))
+        try:
+            yield NotifySuspend(self.domain.domid, port)
+        except HypercallError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # A guest may write there what it likes, and is not to hold up the host's sleep with it.
+            _log.warning("%s: %s is no event channel", self.domain, suspend_channel(self.domain))
+            return False
+        return True
 
     def check_free(self, found: bytes | None) -> None:
         """Refuse a guest of which something is asked already."""

@@ -256,8 +256,8 @@ class _Reinit:
         self.begin(_DEVICES)
         self.deadline = self.now() + self.timeout_ns
         pause_ns = 50 * _MS
+        yield self.write_note(_DEVICES)
         try:
-            yield self.write_note(_DEVICES)
             for device in self.devices:
                 yield Watch(f"{device.backend}/state")
             busy = yield from self.not_fresh(self.devices)

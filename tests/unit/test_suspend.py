@@ -151,10 +151,17 @@ def test_no_channel_offered(xen: FakeXen, host: xenpm.Host, value: bytes) -> Non
 def test_channel_that_another_has(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web")
     guest.offer_channel()
-    xen.fail("suspend_evtchn_notify", errno.EINVAL)
+    xen.fail("suspend_evtchn_notify", errno.EBUSY)
     with pytest.raises(xenpm.HypercallError, match="xc_suspend_evtchn_init_exclusive"):
         suspend(host)
     assert_runs_on(guest)
+
+
+def test_number_that_is_no_channel(xen: FakeXen, host: xenpm.Host) -> None:
+    """A guest may write there what it likes; it is asked in the usual way."""
+    xen.add_guest("web").offer_channel()
+    xen.fail("suspend_evtchn_notify", errno.EINVAL)
+    assert suspend(host).acknowledge_ns == MS
 
 
 def test_channel_of_one_that_is_asked_for_something_else(xen: FakeXen, host: xenpm.Host) -> None:
