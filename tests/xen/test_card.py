@@ -21,7 +21,6 @@ def xl_pci_list(name: str) -> list[str]:
     return [line.split()[1] for line in run("xl", "pci-list", name).splitlines()[1:]]
 
 
-@pytest.mark.core
 def test_card_is_seen_as_xl_sees_it(host: xenpm.Host) -> None:
     domain = host.domain("card")
     (device,) = domain.pci_devices
@@ -36,7 +35,6 @@ def test_card_is_seen_as_xl_sees_it(host: xenpm.Host) -> None:
     assert host.domain("plain").pci_devices == ()
 
 
-@pytest.mark.core
 def test_card_is_seen_in_the_configuration(host: xenpm.Host) -> None:
     from_file = config.read("/root/guests/card.cfg")
     from_libxl = config.of(host.domain("card"))
@@ -50,7 +48,6 @@ def test_card_is_seen_in_the_configuration(host: xenpm.Host) -> None:
     assert not guests.driver_domain("plain")
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("cycles", [20])
 def test_pings_go_on_through_the_card(cycles: int, guest: Callable[[str], Guest]) -> None:
     subject = guest("card")

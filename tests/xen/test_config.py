@@ -29,7 +29,6 @@ GUESTS = Path("/root/guests")
 # -- running domains
 
 
-@pytest.mark.core
 def test_running_domains(host: xenpm.Host) -> None:
     listed = {entry["domid"]: entry["config"] for entry in json.loads(run("xl", "list", "-l"))}
     for domain in host.domains():
@@ -43,7 +42,6 @@ def test_running_domains(host: xenpm.Host) -> None:
         assert live.backends == file.backends
 
 
-@pytest.mark.core
 def test_assignable() -> None:
     owner = config.read(GUESTS / "card.cfg")
     owner.check()
@@ -83,7 +81,6 @@ def being_changed(domain: xenpm.Domain) -> Iterator[None]:
         yield
 
 
-@pytest.mark.core
 def test_domain_that_somebody_else_changes(host: xenpm.Host) -> None:
     """libxl would fork a child to wait for the lock, without a deadline."""
     plain = host.domain("plain")
@@ -104,7 +101,6 @@ def disposition() -> tuple[object, str]:
     return signal.getsignal(signal.SIGCHLD), str(masks)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("handled", [False, True])
 def test_sigchld_stays_python_s(host: xenpm.Host, handled: bool) -> None:
     plain = host.domain("plain")
@@ -132,7 +128,6 @@ def test_sigchld_stays_python_s(host: xenpm.Host, handled: bool) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-@pytest.mark.core
 def test_asyncio_beside_contexts(host: xenpm.Host) -> None:
     domids = [domain.domid for domain in host.domains()]
     signals: list[int] = []
@@ -157,7 +152,6 @@ def test_asyncio_beside_contexts(host: xenpm.Host) -> None:
     assert signals
 
 
-@pytest.mark.core
 def test_contexts_leave_nothing_behind(host: xenpm.Host) -> None:
     domid = host.domain("card").domid
     for _ in range(2):  # the first fills caches

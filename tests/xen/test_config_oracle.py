@@ -64,7 +64,6 @@ def by_class() -> dict[str, list[Path]]:
     return pieces
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("piece", by_class())
 def test_corpus_as_xl_reads_it(piece: str) -> None:
     found = readings(by_class()[piece])
@@ -73,7 +72,6 @@ def test_corpus_as_xl_reads_it(piece: str) -> None:
     assert differences(found) == {}
 
 
-@pytest.mark.core
 def test_files_that_xl_crashes_on_are_refused() -> None:
     for path in FILES:
         if path.name.startswith("undefined-"):

@@ -20,7 +20,6 @@ NAMES = ["net", "store", "disk", "wire"]
 GuestOf = Callable[[str], Guest]
 
 
-@pytest.mark.core
 def test_topology(host: xenpm.Host) -> None:
     topology = host.topology()
     assert not [each for member in topology.members for each in member.unreadable]
@@ -39,7 +38,6 @@ def test_topology(host: xenpm.Host) -> None:
     assert not host.domain("wire").is_driver_domain
 
 
-@pytest.mark.core
 def test_configurations_tell_the_same(host: xenpm.Host) -> None:
     planned = config.read_files([f"/root/guests/{name}.cfg" for name in NAMES])
     assert planned.errors == []
@@ -76,7 +74,6 @@ def test_command_line() -> None:
     assert tree[-1] == "resume: net, then store wire, then disk"
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("cycles", [5, pytest.param(100, marks=pytest.mark.soak)])
 def test_right_order_leaves_everybody_alive(cycles: int, host: xenpm.Host, guest: GuestOf) -> None:
     guests = [guest(name) for name in NAMES]

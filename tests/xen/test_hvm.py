@@ -16,12 +16,10 @@ CARD = "0000:00:10.0"
 GuestOf = Callable[[str], Guest]
 
 
-@pytest.mark.core
 def test_guest_is_told_from_the_others(guest: GuestOf) -> None:
     assert guest("hvm1").domain.type is xenpm.DomainType.HVM
 
 
-@pytest.mark.core
 def test_suspend_is_refused_and_guest_unharmed(guest: GuestOf) -> None:
     subject = guest("hvm1")
     with subject.unharmed():
@@ -40,7 +38,6 @@ def test_resume_is_refused(guest: GuestOf) -> None:
         subject.domain.resume()
 
 
-@pytest.mark.core
 def test_card_is_seen_in_a_guest_with_a_device_model(host: xenpm.Host) -> None:
     """It never runs: the emulated host stops when an HVM guest touches the card."""
     planned = config.read("/root/guests/card.cfg")

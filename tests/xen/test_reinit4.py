@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from .test_reinit import (  # noqa: F401
     over,
     test_cycles_at_random,
@@ -11,6 +9,5 @@ from .test_reinit import (  # noqa: F401
     test_starts_over,
 )
 
-pytestmark = pytest.mark.core
 SCENE = "reinit4"
 VCPUS = 4

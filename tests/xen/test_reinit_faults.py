@@ -65,7 +65,6 @@ def assert_written(subject: Guest) -> None:
 # -- requests under way
 
 
-@pytest.mark.core
 def test_requests_under_way_are_waited_for_and_made_again(over: Guest) -> None:
     """The backend's are done before the guest runs, and the guest makes them once more."""
     domain = over.domain

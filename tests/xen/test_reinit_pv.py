@@ -16,7 +16,6 @@ from .guest import Guest, LogWatch, run, wait_node
 SCENE = "tiny"
 GuestOf = Callable[[str], Guest]
 
-pytestmark = pytest.mark.core
 
 
 def assert_all_works(subject: Guest) -> None:
