@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .test_reinit import (  # noqa: F401
     over,
     test_cycles_at_random,
@@ -9,5 +11,6 @@ from .test_reinit import (  # noqa: F401
     test_starts_over,
 )
 
+pytestmark = pytest.mark.soak
 SCENE = "reinit4"
 VCPUS = 4

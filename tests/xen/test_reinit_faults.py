@@ -17,6 +17,7 @@ from xenpm.errors import hypercall_error
 from .faulty import Fault
 from .guest import Guest, run, wait_node
 
+pytestmark = pytest.mark.soak
 SCENE = "pending"
 DISK = "over-disk"  # the device-mapper device behind the guest's disk
 GuestOf = Callable[[str], Guest]

@@ -13,9 +13,9 @@ import xenpm
 
 from .guest import Guest, LogWatch, run, wait_node
 
+pytestmark = pytest.mark.soak
 SCENE = "tiny"
 GuestOf = Callable[[str], Guest]
-
 
 
 def assert_all_works(subject: Guest) -> None:
