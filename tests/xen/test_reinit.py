@@ -68,7 +68,9 @@ def test_default_is_cooperative(over: Guest) -> None:
         assert_all_works(over)
 
 
-@pytest.mark.parametrize("cycles", [10, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "cycles", [pytest.param(10, marks=pytest.mark.soak), pytest.param(50, marks=pytest.mark.soak)]
+)
 def test_cycles_at_random(cycles: int, over: Guest) -> None:
     """Nothing is lost, however the two ways of resuming follow each other."""
     chance = random.Random(cycles)  # noqa: S311
