@@ -81,7 +81,11 @@ def extensions():
     release = pkg_config("--modversion", "xencontrol")[0]
     return cythonize(
         [
-            extension("xenctrl", ["xencontrol", "xenguest", "xenevtchn", "xentoollog"], release),
+            extension(
+                "xenctrl",
+                ["xencontrol", "xenguest", "xenevtchn", "xenforeignmemory", "xentoollog"],
+                release,
+            ),
             extension("xenstore", ["xenstore"], release),
             extension("xenlight", ["xenlight", "xlutil", "xentoollog"], release),
         ],

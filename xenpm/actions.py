@@ -213,6 +213,13 @@ class SeedGrants(NamedTuple):
     xenstore_domid: int
 
 
+class DiscardEvents(NamedTuple):
+    """Take what xenstored has written to a domain that does not run; results in how many bytes."""
+
+    domid: int
+    gfn: int
+
+
 class Introduce(NamedTuple):
     """Have xenstored connect to the domain anew."""
 
@@ -225,7 +232,7 @@ Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
     Start, Join, Cancel, PciConfig, SuspendCancel, NotifySuspend,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
-    SetParam, SeedGrants, Introduce,
+    SetParam, SeedGrants, Introduce, DiscardEvents,
 ]  # fmt: skip
 Machine = Generator[Action, Any, T]
 Clock = Callable[[], int]

@@ -364,14 +364,13 @@ class Domain:
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
         """
         info = self.info
-        if info.paused and not info.suspended:
-            doing, _ = self._connection.look(started_over(self._ref, info))
-            if doing:
-                raise ResumeError(
-                    self._ref,
-                    "is paused in the middle of being started over: resume it with "
-                    "cooperative=False, which unpauses it at its end. Nothing was touched",
-                )
+        middle = info.paused and not info.suspended
+        if middle and self._connection.look(started_over(self._ref, info)).doing:
+            raise ResumeError(
+                self._ref,
+                "is paused in the middle of being started over: resume it with "
+                "cooperative=False, which unpauses it at its end. Nothing was touched",
+            )
         self._connection.ports.hypervisor.unpause(self.domid)
 
 

@@ -21,6 +21,7 @@ from .actions import (
     AllocateChannel,
     Cancel,
     Cancelled,
+    DiscardEvents,
     GetInfo,
     GetParam,
     GetRemote,
@@ -209,6 +210,7 @@ class Engine:
             GetRemote: lambda action: ports.hypervisor.evtchn_remote(*action),
             SetParam: lambda action: ports.hypervisor.hvm_param_set(*action),
             SeedGrants: lambda action: ports.hypervisor.gnttab_seed(**action._asdict()),
+            DiscardEvents: lambda action: ports.hypervisor.store_ring_discard(*action),
             Introduce: lambda action: ports.store.introduce_domain(*action),
         }
         self._perform_for: dict[type, Callable[[Task[Any], Any], Any]] = {

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .actions import (
     Cancelled,
@@ -105,16 +105,21 @@ def suspend_channel(domain: DomainRef) -> str:
     return f"/local/domain/{domain.domid}/device/suspend/event-channel"
 
 
-def started_over(domain: DomainRef, info: DomainInfo) -> Machine[tuple[str, str]]:
-    """How far the domain has come in being started over, by a process that did not end it.
+class StartingOver(NamedTuple):
+    """What the note of a domain that is being started over says."""
 
-    Results in what the note says, as two words; both empty when it is not in the middle of that.
-    """
+    doing: str = ""  #: the step; empty when it is not being started over
+    pause: str = ""  #: whose its pause is
+    using: tuple[str, ...] = ()  #: its devices that were connected before, as "vbd/51712"
+
+
+def started_over(domain: DomainRef, info: DomainInfo) -> Machine[StartingOver]:
+    """How far the domain has come in being started over, by a process that did not end it."""
     value: bytes | None = yield Read(reinit_note(domain))
-    doing, _, pause = (value or b"").decode("ascii", "replace").partition(" ")
+    doing, pause, *using = [*(value or b"").decode("ascii", "replace").split(), "", ""]
     if doing == "run" and (info.suspended or not info.paused):
-        return "", ""  # only the note was not removed
-    return doing, pause
+        return StartingOver()  # only the note was not removed
+    return StartingOver(doing, pause, tuple(filter(None, using)))
 
 
 def _resume_in_place(domain: DomainRef) -> Machine[None]:
@@ -153,7 +158,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
         raise NoSuchDomain(f"{domain} is gone")
     if not info.suspended:
         raise NotSuspended(domain, f"is not suspended but {info.state.value}")
-    if (yield from started_over(domain, info))[0]:
+    if (yield from started_over(domain, info)).doing:
         raise ResumeError(
             domain,
             "is in the middle of being started over, and its devices may be closed already: "
@@ -330,7 +335,7 @@ class _Suspend:
         info = yield from look(self.domain)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
-        if (yield from started_over(self.domain, info))[0]:
+        if (yield from started_over(self.domain, info)).doing:
             raise self.error(
                 SuspendInProgress,
                 "is in the middle of being started over, by a process that did not end that: "

@@ -20,6 +20,7 @@ from .actions import (
     AllocateChannel,
     Cancelled,
     Clock,
+    DiscardEvents,
     GetParam,
     GetRemote,
     Introduce,
@@ -38,6 +39,7 @@ from .actions import (
     SuspendCancel,
     Unpause,
     Wait,
+    Wake,
     Watch,
     Write,
     look,
@@ -51,6 +53,7 @@ from .errors import (
     NotSuspended,
     ReinitNotSupported,
     ResumeError,
+    store_error,
 )
 from .pci import number, shown
 from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over, suspend_channel
@@ -70,6 +73,7 @@ _ENDS = ("store", "console")
 _EVTCHN_PARAMS = {"store": 2, "console": 18}  # HVM_PARAM_*_EVTCHN of public/hvm/params.h
 _LARGEST = 999_999_999  # of a domid, port or frame number
 
+_MOST_ROUNDS = 1000  # each takes up to a kilobyte
 _MS = 1_000_000
 _LONGEST_PAUSE_NS = 1000 * _MS
 
@@ -100,6 +104,8 @@ class _Reinit:
         self.home = f"/local/domain/{domain.domid}"
         self.note = reinit_note(domain)
         self.devices: list[Device] = []
+        self.using: tuple[str, ...] = ()  # those that were connected before
+        self.watched: set[str] = set()
         self.steps: list[Step] = []
         self.step = ""
         self.step_began = 0
@@ -113,22 +119,30 @@ class _Reinit:
         if not (yield Lock(self.domain.domid)):
             raise self.error("another process is suspending or resuming it at this moment")
         info = yield from self.look()
-        doing, pause = yield from started_over(self.domain, info)
+        before = yield from started_over(self.domain, info)
+        doing = before.doing
         self.check_state(info, doing)
         self.pv = info.type is DomainType.PV
-        self.ours = pause == _OURS if doing in (_GROUND, _RUN) else not info.paused
+        self.ours = before.pause == _OURS if doing in (_GROUND, _RUN) else not info.paused
+        self.using = before.using
         if info.suspended:
             yield from self.prepare(info, allowed=self.force or doing != "")
+            if not doing:
+                self.using = tuple(map(_name, filter(_connected, self.devices)))
             yield from self.walk_back()
             yield from self.clear(info)
             yield from self.lay_ground()
         elif doing == _GROUND and not self.pv:  # a PV domain leaves its suspension at the end of it
             yield from self.lay_ground()
         yield from self.let_run()
+        running = self.now()
+        problems = yield from self.see_connected()
         return Resumption(
             self.domain,
             cooperative=False,
-            total_ns=self.now() - began,
+            total_ns=running - began,
+            check_ns=self.now() - running,
+            problems=tuple(problems),
             reason=reason,
             steps=tuple(self.steps),
         )
@@ -156,7 +170,8 @@ class _Reinit:
         return Write(path, value, self.home)
 
     def write_note(self, doing: str) -> Write:
-        return self.put(self.note, f"{doing} {_OURS if self.ours else _THEIRS}".encode())
+        words = [doing, _OURS if self.ours else _THEIRS, *self.using]
+        return self.put(self.note, " ".join(words).encode())
 
     # -- before anything is touched
 
@@ -259,10 +274,11 @@ class _Reinit:
         yield self.write_note(_DEVICES)
         try:
             for device in self.devices:
-                yield Watch(f"{device.backend}/state")
+                yield from self.watch(f"{device.backend}/state")
             busy = yield from self.not_fresh(self.devices)
             while busy:
                 yield from self.close(busy)
+                yield from self.discard_events()
                 busy = yield from self.not_fresh(busy)
                 if not busy:
                     break
@@ -434,8 +450,24 @@ class _Reinit:
             yield self.put(suspend_channel(self.domain), b"")
         for end in _ENDS:  # xenconsoled looks again when its node is written
             yield self.put(f"{self.home}/{end}/port", b"%d" % ports[end])
+        yield from self.discard_events()
         if self.pv:
             yield ResumeDomain(domid, cooperative=False)
+
+    def discard_events(self) -> Machine[None]:
+        """Take the events that its watches have fired meanwhile, until there are no more.
+
+        Its ring is small.  When it is full xenstored waits in the middle of a message; oxenstored
+        also after an introduction, and the guest would take the rest of it for the next one.
+        """
+        gfn = yield from self.read_number("store/ring-ref")
+        quiet = 0
+        for _ in range(_MOST_ROUNDS):
+            quiet = 0 if (yield DiscardEvents(self.domain.domid, gfn)) else quiet + 1
+            if quiet == 2:
+                return
+            yield Read(self.home)  # having answered, xenstored has written what had room
+        raise store_error("xs_read", errno.EBUSY, "it does not stop writing to the guest")
 
     def read_number(self, path: str) -> Machine[int]:
         """A number of the toolstack's in xenstore; 0 when there is none."""
@@ -452,9 +484,10 @@ class _Reinit:
             if self.ours and info.paused:
                 yield Unpause(domid)
         except CALL_ERRORS as error:
+            info = yield from self.look()
+            state = "paused; resume it with cooperative=False again" if info.paused else "running"
             raise self.error(
-                f"{error}; its reinitialisation is done but for this: it is paused. Resume it with "
-                "cooperative=False again"
+                f"{error}; its reinitialisation is done but for this: it is {state}"
             ) from error
         try:
             yield Remove(self.note)
@@ -464,6 +497,53 @@ class _Reinit:
                 f"xenstore-rm {self.note}"
             ) from error
         self.end()
+
+    # -- while the guest runs
+
+    def see_connected(self) -> Machine[list[str]]:
+        """Wait until its devices are connected again; what is not as it was, in words.
+
+        Suspended before that it would stay: Linux freezes its processes first, and one that waits
+        for a disk cannot be frozen, while the disk's driver waits for the end of the freezing.
+        """
+        self.deadline = self.now() + self.timeout_ns
+        try:
+            devices = yield from used_by(self.domain.domid, [], states=False)
+            late = [each for each in devices if _name(each) in self.using]
+            for device in late:
+                yield from self.watch(f"{device.frontend}/state")
+                yield from self.watch(f"{device.backend}/state")
+            while True:
+                left = []
+                for each in late:
+                    device = yield from with_states(each, [])
+                    if not _connected(device):
+                        left.append(device)
+                late = left
+                if not late:
+                    return []
+                if self.now() >= self.deadline:
+                    return [f"{each} has not connected again" for each in late]
+                wake: Wake = yield Wait(self.domain, self.deadline)
+                if wake.domain:
+                    return ["it has shut down or is gone since it was resumed"]
+        except Cancelled:
+            return ["whether its devices connect again was not waited for"]
+        except CALL_ERRORS as error:
+            return [f"its devices could not be looked at: {error}"]
+
+    def watch(self, path: str) -> Machine[None]:
+        if path not in self.watched:
+            self.watched.add(path)
+            yield Watch(path)
+
+
+def _name(device: Device) -> str:
+    return f"{device.kind}/{device.devid}"
+
+
+def _connected(device: Device) -> bool:
+    return device.frontend_state is device.backend_state is XenbusState.CONNECTED
 
 
 def resume(
@@ -492,7 +572,7 @@ def resume(
     info = yield from look(domain)
     if info is None:
         raise NoSuchDomain(f"{domain} is gone")
-    doing, _ = yield from started_over(domain, info)
+    doing = (yield from started_over(domain, info)).doing
     chosen = False
     if doing and not cooperative:
         reason = f"a process that started it over did not end that; it was at {doing!r}"

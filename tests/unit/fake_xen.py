@@ -51,6 +51,7 @@ C_NAMES = {
     "evtchn_alloc_unbound": "xc_evtchn_alloc_unbound",
     "evtchn_remote": "xc_evtchn_status",
     "suspend_evtchn_notify": "xc_suspend_evtchn_init_exclusive",
+    "store_ring_discard": "xenforeignmemory_map",
     "evtchn_reset": "xc_evtchn_reset",
     "soft_reset": "xc_domain_soft_reset",
     "gnttab_seed": "xc_dom_gnttab_seed",
@@ -448,6 +449,7 @@ class FakeGuest:
         self.suspend_port = 0  # the one that it offers
         self.over = False  # its suspend hypercall is going to return 0
         self.seeded = False
+        self.ring_bytes = 0  # that xenstored has for it and that it has not taken
         self.restarts = 0
         # its hardware
         self.cards: dict[str, FakeCard] = {}
@@ -674,6 +676,9 @@ class FakeGuest:
             self.corrupted = "started over while xenstored takes it for suspended"
         elif self.xen.store.nodes[f"{self.home}/store/port"].value != b"1":
             self.corrupted = "started over with another port in xenstore"
+        elif self.ring_bytes > 1000:
+            self.corrupted = "started over with xenstored in the middle of a message to it"
+        self.ring_bytes = 0
         for backend in self.backends:
             backend.frontend_starts(self)
         self._connection.watch(self.request_path, "shutdown")
@@ -765,6 +770,7 @@ class FakeBackend:
     Attributes:
         close_ns: how long it takes for each state; None: it does nothing any more.
         busy_until_ns: until then it works at requests, and keeps the ring when it closes.
+        connect_ns: how long it takes to connect anew; None: for ever.
     """
 
     def __init__(
@@ -777,10 +783,12 @@ class FakeBackend:
         *,
         close_ns: int | None = 1 * MS,
         busy_until_ns: int = 0,
+        connect_ns: int | None = 0,
     ) -> None:
         self.guest, self.server, self.frontend, self.path = guest, server, frontend, path
         self.port = port
         self.close_ns, self.busy_until_ns = close_ns, busy_until_ns
+        self.connect_ns = connect_ns
         self._woken = False
         self._connection = StoreConnection(guest.xen.store, server, self._changed)
         self._connection.watch(f"{frontend}/state", "state")
@@ -799,15 +807,20 @@ class FakeBackend:
         port = guest.allocate_channel()
         guest.channels[port] = self.server
         self.port = port
-        for node, value in (
-            (f"{self.frontend}/event-channel", b"%d" % port),
-            (f"{self.frontend}/state", CONNECTED),
-            (f"{self.path}/state", CONNECTED),
-        ):
-            guest.xen.toolstack.write(node, value)
+        guest.xen.toolstack.write(f"{self.frontend}/event-channel", b"%d" % port)
+        if self.connect_ns == 0:
+            self._connect()
+        elif self.connect_ns is not None:
+            guest.xen.after(self.connect_ns, self._connect)
+
+    def _connect(self) -> None:
+        for path in (self.path, self.frontend):
+            if f"{path}/state" in self.guest.xen.store.nodes:
+                self.guest.xen.toolstack.write(f"{path}/state", CONNECTED)
 
     def _changed(self) -> None:
         self._connection.events.clear()
+        self.guest.ring_bytes += 100  # which its frontend and its watch of the backend cost
         if self.close_ns is not None and not self._woken:
             self._woken = True
             self.guest.xen.after(self.close_ns, self._follow)
@@ -1166,6 +1179,16 @@ class FakeHypervisor(_Port):
         """Ask a guest to suspend over an event channel."""
         with self._call("suspend_evtchn_notify"):
             self._guest("suspend_evtchn_notify", domid).notified(port)
+
+    def store_ring_discard(self, domid: int, gfn: int) -> int:
+        """Take what xenstored has written to a domain: 100 bytes for each event, ten at a time."""
+        with self._call("store_ring_discard"):
+            guest = self._guest("store_ring_discard", domid)
+            assert gfn == 0xFEFFC
+            taken, guest.ring_bytes = min(guest.ring_bytes, 1000), max(0, guest.ring_bytes - 1000)
+            if guest.running and not guest.pause_count:
+                guest.corrupted = "its ring was taken from while it ran"
+            return taken
 
     def evtchn_reset(self, domid: int) -> None:
         """Close all event channels of a domain."""

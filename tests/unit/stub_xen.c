@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include <xenctrl.h>
 #include <xenevtchn.h>
+#include <xenforeignmemory.h>
 #include <xenstore.h>
 
 int stub_gate = -1;     /* a call waits here for a byte */
@@ -116,6 +117,14 @@ DOMAIN_CALL(xc_domain_unpause)
 DOMAIN_CALL(xc_domain_soft_reset)
 DOMAIN_CALL(xc_evtchn_reset)
 int xc_evtchn_status(xc_interface *xch, xc_evtchn_status_t *status) { return answer(__func__); }
+xenforeignmemory_handle *xenforeignmemory_open(xentoollog_logger *l, unsigned flags)
+{ return (xenforeignmemory_handle *)&handle; }
+int xenforeignmemory_close(xenforeignmemory_handle *memory) { return 0; }
+void *xenforeignmemory_map(xenforeignmemory_handle *memory, uint32_t domid, int prot, size_t pages,
+                           const xen_pfn_t gfns[], int errors[])
+{ static char ring[4096]; return answer(__func__) ? NULL : ring; }
+int xenforeignmemory_unmap(xenforeignmemory_handle *memory, void *address, size_t pages)
+{ return 0; }
 xenevtchn_handle *xenevtchn_open(xentoollog_logger *l, unsigned flags)
 { return (xenevtchn_handle *)&handle; }
 int xenevtchn_close(xenevtchn_handle *xce) { return 0; }

@@ -107,6 +107,64 @@ def test_channel_that_it_had_offered_is_gone(xen: FakeXen, host: xenpm.Host) -> 
     assert_started_over(guest)
 
 
+def test_xenstored_is_left_between_two_messages(xen: FakeXen, host: xenpm.Host) -> None:
+    """However many events the guest's own watches have fired while its devices were closed."""
+    guest = suspended(xen)
+    guest.ring_bytes = 25_000
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_xenstored_that_never_stops_writing(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.ring_bytes = 1 << 60
+    with pytest.raises(xenpm.ResumeError, match="does not stop writing to the guest"):
+        host.domain("web").resume(cooperative=False)
+    assert guest.suspended
+    guest.ring_bytes = 0
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_devices_are_seen_to_connect_again(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    for backend in guest.backends:
+        backend.connect_ns = 300 * MS
+    resumption = host.domain("web").resume(cooperative=False)
+    assert resumption.check_ns == 300 * MS
+    assert resumption.problems == ()
+    assert_started_over(guest)
+
+
+def test_device_that_does_not_connect_again(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.backends[1].connect_ns = None
+    resumption = host.domain("web").resume(cooperative=False, timeout=5)
+    assert resumption.problems == ("vbd 51728 has not connected again",)
+    assert resumption.check_ns == 5 * SECOND
+    assert guest.running
+    assert_released(xen)
+
+
+def test_device_that_was_not_connected_is_not_waited_for(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    drive = guest.backends[0]
+    xen.toolstack.write(f"{drive.frontend}/state", b"3")
+    xen.toolstack.write(f"{drive.path}/state", b"2")
+    drive.connect_ns = None
+    resumption = host.domain("web").resume(cooperative=False)
+    assert (resumption.problems, resumption.check_ns) == ((), 0)
+    assert not guest.corrupted
+
+
+def test_guest_that_ends_while_it_connects(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.backends[1].connect_ns = None
+    xen.after(SECOND, guest.crash)
+    resumption = host.domain("web").resume(cooperative=False)
+    assert resumption.problems == ("it has shut down or is gone since it was resumed",)
+
+
 def test_guest_without_devices(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web")
     host.domain("web").suspend()

@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[object, ...]] = {
     "evtchn_alloc_unbound": (1, 0),
     "evtchn_remote": (1, 2),
     "suspend_evtchn_notify": (1, 2),
+    "store_ring_discard": (1, 2),
     "evtchn_reset": (1,),
     "soft_reset": (1,),
     "gnttab_seed": (1, True, 1, 2, 0, 0),

@@ -1,10 +1,7 @@
-"""A resume that is torn apart at a chosen change that it makes: by an error, or by SIGKILL."""
+"""A resume that is torn apart at a chosen change that it makes."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +12,7 @@ from xenpm.engine import Engine
 CHANGING = (
     actions.Write, actions.Remove, actions.Pause, actions.Unpause, actions.SoftReset,
     actions.ResetChannels, actions.AllocateChannel, actions.SetParam, actions.SeedGrants,
-    actions.Introduce, actions.ResumeStore, actions.ResumeDomain,
+    actions.Introduce, actions.DiscardEvents, actions.ResumeStore, actions.ResumeDomain,
 )  # fmt: skip
 
 
@@ -52,16 +49,3 @@ class Fault:
         result = self._perform[type(action)](action) if self._after else None
         self._strike()
         return result
-
-
-def main() -> None:
-    """Start a guest over, and be killed at a change: ``faulty.py NAME NTH``."""
-    name, nth = sys.argv[1], int(sys.argv[2])
-    with xenpm.Host() as host:
-        domain = host.domain(name)
-        with Fault(host, nth, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-            domain.resume(cooperative=False, force=True)
-
-
-if __name__ == "__main__":
-    main()

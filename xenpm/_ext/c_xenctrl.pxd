@@ -63,6 +63,9 @@ cdef extern from "compat.h" nogil:
     int xenpm_evtchn_remote(xc_interface *xch, uint32_t domid, uint32_t port,
                             uint32_t *remote_domid)
 
+    # number of bytes, or -1 and errno
+    int xenpm_store_ring_discard(uint32_t domid, xen_pfn_t gfn)
+
     # 0, or -1 and errno
     int xc_domain_pause(xc_interface *xch, uint32_t domid)
     int xc_domain_unpause(xc_interface *xch, uint32_t domid)

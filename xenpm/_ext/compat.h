@@ -6,6 +6,7 @@
 
 #include <xenctrl.h>
 #include <xenevtchn.h>
+#include <xenforeignmemory.h>
 #include <xenguest.h>
 
 #include <stdbool.h>
@@ -17,7 +18,9 @@ int xc_dom_gnttab_seed(xc_interface *xch, uint32_t guest_domid, bool is_hvm,
                        uint32_t console_domid, uint32_t xenstore_domid);
 #endif
 
+#include <sys/mman.h>
 #include <xen/hvm/params.h>
+#include <xen/io/xs_wire.h>
 
 /* A guest with the HVM flag is PVH when Xen emulates no ACPI power management for it. */
 static inline int xenpm_is_pvh(const xc_domaininfo_t *info)
@@ -57,6 +60,32 @@ static inline int xenpm_suspend_evtchn_notify(xc_interface *xch, uint32_t domid,
     xenevtchn_close(xce);
     errno = error;
     return result;
+}
+
+/*
+ * Take what xenstored has written to a guest that does not run, in its place; the number of bytes.
+ * See struct xenstore_domain_interface of public/io/xs_wire.h.
+ */
+static inline int xenpm_store_ring_discard(uint32_t domid, xen_pfn_t gfn)
+{
+    xenforeignmemory_handle *memory = xenforeignmemory_open(NULL, 0);
+    struct xenstore_domain_interface *ring;
+    XENSTORE_RING_IDX produced;
+    int bytes = -1, error;
+
+    if (!memory)
+        return -1;
+    ring = xenforeignmemory_map(memory, domid, PROT_READ | PROT_WRITE, 1, &gfn, NULL);
+    error = errno;
+    if (ring) {
+        produced = *(volatile XENSTORE_RING_IDX *)&ring->rsp_prod;
+        bytes = (produced - ring->rsp_cons) & 0xffff; /* more than its size is a guest's nonsense */
+        *(volatile XENSTORE_RING_IDX *)&ring->rsp_cons = produced;
+        xenforeignmemory_unmap(memory, ring, 1);
+    }
+    xenforeignmemory_close(memory);
+    errno = error;
+    return bytes;
 }
 
 #endif

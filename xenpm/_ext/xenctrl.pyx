@@ -411,6 +411,23 @@ cdef class Xenctrl:
                 self._end(&left)
         _done("xc_suspend_evtchn_init_exclusive", result, &left)
 
+    def store_ring_discard(self, domid, gfn):
+        """Take what xenstored has written into the store ring of a domain that does not run.
+
+        Returns the number of bytes.  ``xenforeignmemory_map``; a running domain would be confused.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef xen_pfn_t c_gfn = to_uint(gfn, "gfn", 0xffffffffffff)
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
+                result = xenpm_store_ring_discard(c_domid, c_gfn)
+                self._end(&left)
+        _done("xenforeignmemory_map", result, &left)
+        return result
+
     def evtchn_reset(self, domid):
         """Close all event channels of a domain that is paused: ``xc_evtchn_reset``."""
         self._call("xc_evtchn_reset", xc_evtchn_reset, domid)
