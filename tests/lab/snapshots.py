@@ -194,8 +194,9 @@ def _create(host: Machine, each: scenes.Guest) -> None:
     """Create a guest and wait until it counts; again, when emulation made it die on the way."""
     hold = f"""'extra="{each.options} hold=1"'""" if each.work else ""
     for attempt in range(1, CREATE_ATTEMPTS + 1):
-        host.ssh(f"xl create -q /root/guests/{each.name}.cfg {hold}", timeout=120)
         try:
+            # libxl's hotplug scripts have a deadline, and on a busy machine miss it
+            host.ssh(f"xl create -q /root/guests/{each.name}.cfg {hold}", timeout=240)
             wait_counting(host, [each.name], 300)
         except LabError as problem:
             if (
