@@ -3,6 +3,9 @@
 #define XENPM_COMPAT_H
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
 
 #include <xenctrl.h>
 #include <xenevtchn.h>
@@ -41,6 +44,23 @@ static inline int xenpm_evtchn_remote(xc_interface *xch, uint32_t domid, uint32_
     return status.status == EVTCHNSTAT_interdomain;
 }
 
+/* Whether another process has libxc's lock file for a domain's suspend event channel. */
+static inline bool xenpm_suspend_evtchn_locked(uint32_t domid)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1 };
+    char path[64];
+    int fd;
+    bool locked;
+
+    snprintf(path, sizeof path, "/var/run/xen/suspend-evtchn-%u.lock", domid);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    locked = !fcntl(fd, F_GETLK, &lock) && lock.l_type != F_UNLCK;
+    close(fd);
+    return locked;
+}
+
 /*
  * Ask a guest to suspend over the event channel that it offers, under libxc's lock file for that
  * channel: as a save or migration does, so that the two exclude each other.
@@ -55,6 +75,8 @@ static inline int xenpm_suspend_evtchn_notify(xc_interface *xch, uint32_t domid,
     local = xc_suspend_evtchn_init_exclusive(xch, xce, domid, port, &lock);
     result = local < 0 ? -1 : xenevtchn_notify(xce, local);
     error = errno;
+    if (local < 0 && xenpm_suspend_evtchn_locked(domid))
+        error = EBUSY; /* libxc says EINVAL, as for a number that is no event channel */
     if (local >= 0)
         xc_suspend_evtchn_release(xch, xce, domid, local, &lock);
     xenevtchn_close(xce);
