@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import xenpm
 from xenpm import config
+from xenpm._ext.xenstore import Xenstore
+from xenpm.ports import Hypervisor, Store
+from xenpm.system import open_ports
 
 from .guest import Guest
 from .order import in_order, in_wrong_order
@@ -60,6 +65,64 @@ def test_both_ends_of_each_device(host: xenpm.Host) -> None:
         assert device.frontend_state is device.backend_state is xenpm.XenbusState.CONNECTED
     assert uses["vif"] in net.frontends
     assert host.domain("store").frontends == (uses["vbd"],)
+
+
+class Crowd:
+    """The hypervisor, with more domains that are nothing but entries in xenstore."""
+
+    def __init__(self, real: Hypervisor, domids: Iterable[int]) -> None:
+        self._real = real
+        self._domids = domids
+
+    def domain_list(self) -> list[xenpm.DomainInfo]:
+        real = self._real.domain_list()
+        return real + [
+            real[-1]._replace(domid=domid, handle=domid.to_bytes(16, "big"))
+            for domid in self._domids
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+class Counted:
+    """xenstored, with its requests counted."""
+
+    def __init__(self, real: Store) -> None:
+        self._real = real
+        self.requests = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.requests += 1
+        return getattr(self._real, name)
+
+
+def test_64_domains_cost_a_bounded_number_of_requests(host: xenpm.Host, store: Xenstore) -> None:
+    """Three for each domain, one for each device and one for each kind of device."""
+    crowd, net = range(1000, 1060), host.domain("net").domid
+    assert len(host.domains()) + len(crowd) == 64
+    try:
+        for domid in crowd:
+            store.write(f"/local/domain/{domid}/name", b"entry")
+            for kind, devid in (("vbd", 51712), ("vbd", 51728), ("vif", 0)):
+                backend = f"/local/domain/{net}/backend/{kind}/{domid}/{devid}"
+                store.write(f"/libxl/{domid}/device/{kind}/{devid}/backend", backend.encode())
+        requests = []
+        for domids in ((), crowd):
+            ports = open_ports()
+            counted = Counted(ports.store)
+            with xenpm.Host(
+                ports=replace(ports, hypervisor=Crowd(ports.hypervisor, domids), store=counted)
+            ) as counting:
+                topology = counting.topology()
+                requests.append(counted.requests)
+            assert len(topology.members) == len(NAMES) + len(domids)
+        assert len(topology.served_by(net)) == 3 + 3 * len(crowd)
+        assert requests[1] - requests[0] == len(crowd) * (3 + 3 + 2)
+    finally:
+        for domid in crowd:
+            store.remove(f"/local/domain/{domid}")
+            store.remove(f"/libxl/{domid}")
 
 
 def test_command_line() -> None:
