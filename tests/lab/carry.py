@@ -37,12 +37,12 @@ def install(machine: Machine, package: Path) -> None:
         f"rm -rf {site}/xenpm {site}/xenpm-*.dist-info {SOURCE} && mkdir -p {SOURCE}"
         f" && tar -xf - -C {site}",
         input_=package.read_bytes(),
-        timeout=120,
+        timeout=300,
     )
     tests = [
         name for name in _tracked(ROOT) if name.parts[0] == "tests" or str(name) == "pyproject.toml"
     ]
-    machine.ssh(f"tar -xf - -C {SOURCE}", input_=_tar(ROOT, tests), timeout=120)
+    machine.ssh(f"tar -xf - -C {SOURCE}", input_=_tar(ROOT, tests), timeout=300)
 
 
 def build(image_: Image) -> Path:

@@ -220,7 +220,7 @@ SCENES = {
         )),
         # the second only where it does not run: the emulated host stops when it touches the card
         Scene("hvm", (
-            Guest("hvm1", "hvm", memory_mib=256, disk_mib=64, work="io"),
+            Guest("hvm1", "hvm", memory_mib=256, disk_mib=64),
             Guest("card", "hvm", memory_mib=256, card=True, started=False),
         )),
         # three levels: both of the last need store or net, and store needs net
