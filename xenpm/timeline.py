@@ -104,11 +104,11 @@ class Timeline:
         """A line a span, below its row's name: begin, length, what; begins count from the first."""
         lines = []
         for row in self.rows:
-            lines.append(_printable(row))
+            lines.append(printable(row))
             for span in self.of_row(row):
                 began = _ms(span.began_ns - self.began_ns)
-                words = [_printable(span.what), *(["FAILED"] if span.failed else [])]
-                words += [_printable(span.detail)] if span.detail else []
+                words = [printable(span.what), *(["FAILED"] if span.failed else [])]
+                words += [printable(span.detail)] if span.detail else []
                 lines.append(f"  {began:>14}  {_ms(span.duration_ns):>14}  {'  '.join(words)}")
         return "\n".join(lines)
 
@@ -157,7 +157,7 @@ def _ms(ns: int) -> str:
     return f"{ns / 1e6:,.1f} ms"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Guests choose their names' characters: none may move a terminal's cursor."""
     return "".join(
         each if unicodedata.category(each)[0] != "C" else ascii(each)[1:-1] for each in text
