@@ -105,7 +105,7 @@ def test_a_write_that_returns_at_once(kernel: Kernel) -> None:
     slept = kernel.sleep("mem")
     assert not slept.verified
     (problem,) = slept.problems
-    assert "returned at once" in problem
+    assert "returned without a sleep" in problem
 
 
 def test_a_sleep_that_the_kernel_does_not_count(kernel: Kernel) -> None:

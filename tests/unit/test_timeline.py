@@ -93,7 +93,7 @@ def test_a_sleep_that_was_none(timeline: Timeline) -> None:
     timeline.add_sleep(replace(SLEPT, slept_ns=0))
     assert timeline.sleep is not None
     assert timeline.sleep.failed
-    assert "returned at once" in timeline.sleep.detail
+    assert "returned without a sleep" in timeline.sleep.detail
 
 
 def test_nothing_happened() -> None:
