@@ -9,12 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import xenpm
+from xenpm.actions import Action, EnterSleep, GetSleepStates, Machine
+from xenpm.engine import Engine
 from xenpm.power import SystemPower
 from xenpm.types import SHORTEST_SLEEP_NS, Sleep
+
+from .fake_xen import FakeXen
 
 SECOND = 1_000_000_000
 INTERRUPTS = """\
@@ -195,3 +200,35 @@ def test_how_short_a_sleep_may_be() -> None:
     slept = Sleep("mem", 0, SECOND, slept_ns=SHORTEST_SLEEP_NS, successes=(0, 1), failures=(0, 0))
     assert slept.verified
     assert not replace(slept, slept_ns=SHORTEST_SLEEP_NS - 1).verified
+
+
+# -- through the engine, on the fake host
+
+
+def ask(xen: FakeXen, action: Action) -> Any:
+    def machine() -> Machine[Any]:
+        return (yield action)
+
+    return Engine(xen.ports()).start(machine()).result()
+
+
+def test_the_engine_puts_the_host_to_sleep(xen: FakeXen) -> None:
+    guest = xen.add_guest("web1")
+    xen.before("sleep", guest.destroy)
+    assert ask(xen, GetSleepStates()) == ("freeze", "mem")
+    slept = ask(xen, EnterSleep("mem"))
+    assert slept.verified
+    assert slept.slept_ns == xen.sleep_ns
+    assert slept.ended_ns - slept.began_ns < xen.sleep_ns  # the monotonic clock stands still
+    assert xen.guests == {}
+
+
+def test_the_fake_host_may_not_sleep(xen: FakeXen) -> None:
+    xen.sleep_ns = 0
+    assert not ask(xen, EnterSleep("mem")).verified
+    xen.fail("sleep", errno.EBUSY)
+    with pytest.raises(xenpm.SleepFailed) as caught:
+        ask(xen, EnterSleep("mem"))
+    assert caught.value.errno == errno.EBUSY
+    with pytest.raises(xenpm.SleepFailed, match="not offered"):
+        ask(xen, EnterSleep("disk"))
