@@ -162,8 +162,8 @@ def run_hooks(
         event: what they are told.
         now: the poller's clock.
         timeout_ns: what each has, in nanoseconds.  A program then gets SIGTERM and two seconds
-            later, with all that it has started, SIGKILL.  A callable cannot be ended: its thread is
-            left behind.
+            later, with the rest of its process group, SIGKILL.  A callable cannot be ended: its
+            thread is left behind.
     """
     results = []
     for hook in hooks:

@@ -32,7 +32,11 @@ class SystemJobs:
         return Program(command, environment)
 
     def call(self, function: Callable[[], object]) -> Function:
-        """Start a function in a daemon thread, which does not keep Python from ending."""
+        """Start a function in a daemon thread, which does not keep Python from ending.
+
+        Raises:
+            XenError: it cannot be started.
+        """
         return Function(function)
 
 
@@ -44,7 +48,7 @@ class Program:
         self._status: int | None = None
         self._error = ""
         self._output = b""
-        self._pipe, write_end = os.pipe2(os.O_CLOEXEC)
+        self._pipe, write_end = _pipe()
         os.set_blocking(self._pipe, False)
         try:
             self._pid = os.posix_spawn(
@@ -67,7 +71,13 @@ class Program:
         finally:
             os.close(write_end)
         # The process stays, at least as a zombie, until `_reap`: its number cannot be another's.
-        self._pidfd = os.pidfd_open(self._pid)
+        try:
+            self._pidfd = os.pidfd_open(self._pid)
+        except OSError as error:
+            os.close(self._pipe)
+            os.killpg(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            raise XenError(f"{command[0]} cannot be watched, and was killed: {error}") from error
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -106,7 +116,7 @@ class Program:
         return True
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the process and all that it has started in its session."""
+        """Send a signal to the process and the rest of its process group."""
         if self._pidfd >= 0 and not self._error:
             os.killpg(self._pid, signum)
 
@@ -141,10 +151,15 @@ class Function:
     def __init__(self, function: Callable[[], object]) -> None:
         self.done = False
         self._error = ""
-        self._end, thread_end = os.pipe2(os.O_CLOEXEC)
-        threading.Thread(
-            target=self._run, args=(function, thread_end), name="xenpm hook", daemon=True
-        ).start()
+        self._end, thread_end = _pipe()
+        try:
+            threading.Thread(
+                target=self._run, args=(function, thread_end), name="xenpm hook", daemon=True
+            ).start()
+        except RuntimeError as error:
+            os.close(self._end)
+            os.close(thread_end)
+            raise XenError(f"a function cannot be called beside: {error}") from error
 
     def _run(self, function: Callable[[], object], thread_end: int) -> None:
         try:
@@ -178,3 +193,10 @@ class Function:
             os.close(self._end)
             self._end = -1
         self.done = True
+
+
+def _pipe() -> tuple[int, int]:
+    try:
+        return os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise XenError(f"the pipe of a job cannot be made: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -157,3 +158,25 @@ def test_a_function_that_is_abandoned_does_no_harm(tmp_path: Path) -> None:
         let_go.set()
         thread.join(DEADLINE)
         assert not thread.is_alive()
+
+
+def no_more(*_args: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.parametrize("call", ["pipe2", "pidfd_open"])
+def test_no_descriptor_is_left_for_a_program(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    monkeypatch.setattr(os, call, no_more)
+    with pytest.raises(XenError, match="cannot be"):
+        SystemJobs().run((SH, "-c", "sleep 300"), os.environ)
+    with pytest.raises(ChildProcessError):  # no process is left
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+
+
+def test_no_thread_is_left_for_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(XenError, match="can't start new thread"):
+        SystemJobs().call(lambda: None)
