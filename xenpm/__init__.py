@@ -17,8 +17,11 @@ from . import config
 from .domain import Domain
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
+from .hooks import HookEvent, HookPoint, HookResult
 from .host import Host
+from .policy import OnFailure, OnHookFailure, Policy, Rule, Settings
 from .system import versions
+from .timeline import Span, Timeline
 from .topology import DriverDomain, Member, Topology
 from .types import *  # noqa: F403
 from .types import __all__ as _types
@@ -31,8 +34,18 @@ except _metadata.PackageNotFoundError:  # a source tree that was never installed
 __all__ = [  # noqa: PLE0604
     "Domain",
     "DriverDomain",
+    "HookEvent",
+    "HookPoint",
+    "HookResult",
     "Host",
     "Member",
+    "OnFailure",
+    "OnHookFailure",
+    "Policy",
+    "Rule",
+    "Settings",
+    "Span",
+    "Timeline",
     "Topology",
     "__version__",
     "config",

@@ -6,9 +6,10 @@ and returns what it came to.  `xenpm.engine` performs the actions, for one machi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, Union
 
+from .ports import Job
 from .types import DomainInfo, DomainRef
 
 T = TypeVar("T")
@@ -94,9 +95,11 @@ class Wait(NamedTuple):
 
 
 class Child(Protocol):
-    """Another machine under way, as the one that has started it sees it."""
+    """Another machine or a `Job` under way, as the one that has started it sees it."""
 
-    done: bool
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
 
     def result(self) -> Any:
         """What it returned; raises what it raised."""
@@ -109,7 +112,7 @@ class Start(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Wait for the first of some machines to end; results in whether one has before the deadline.
+    """Wait for the first of some machines or jobs to end; results in whether one has in time.
 
     A machine can be thrown `Cancelled` here, as at a `Wait`.
     """
@@ -122,6 +125,36 @@ class Cancel(NamedTuple):
     """Tell another machine that its result is not wanted any more; it goes on until it is safe."""
 
     child: Child
+
+
+class Run(NamedTuple):
+    """Start a program; results in its `Job`, which is let go of when this machine ends."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class Call(NamedTuple):
+    """Start a function in a thread; results in its `Job`, let go of when this machine ends."""
+
+    function: Callable[[], object]
+
+
+class Signal(NamedTuple):
+    """Send a signal to a job that was `Run`, and to all that it has started."""
+
+    job: Job
+    signum: int
+
+
+class GetSleepStates(NamedTuple):
+    """Results in the sleep states that the kernel offers."""
+
+
+class EnterSleep(NamedTuple):
+    """Put the machine to sleep; results, after its wake-up, in a `Sleep`.  Nothing else goes on."""
+
+    state: str
 
 
 class PciConfig(NamedTuple):
@@ -230,7 +263,8 @@ class Introduce(NamedTuple):
 
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
-    Start, Join, Cancel, PciConfig, SuspendCancel, NotifySuspend,
+    Start, Join, Cancel, Run, Call, Signal, GetSleepStates, EnterSleep,
+    PciConfig, SuspendCancel, NotifySuspend,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
     SetParam, SeedGrants, Introduce, DiscardEvents,
 ]  # fmt: skip

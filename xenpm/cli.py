@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, config
+from . import __version__, config, systemd
 from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
@@ -132,6 +132,22 @@ def _parser() -> argparse.ArgumentParser:
         help="also look whether this host can give them their PCI devices (needs root on Xen)",
     )
     configurations.set_defaults(run_without_host=_config)
+
+    host = verbs.add_parser("host", help="put the whole host to sleep, guests first")
+    host_verbs = host.add_subparsers(dest="host_verb", metavar="VERB", required=True)
+    installing = host_verbs.add_parser(
+        "install-systemd",
+        help="have 'systemctl suspend' and a closed lid suspend the guests, too",
+    )
+    installing.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="DIR",
+        help="write below this directory, and tell nothing to the systemd that runs",
+    )
+    installing.add_argument("--remove", action="store_true", help="remove what was installed")
+    installing.set_defaults(run_without_host=_install_systemd)
     return parser
 
 
@@ -224,6 +240,16 @@ def _print(text: str) -> None:
     """Print also the names that this terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def _install_systemd(options: argparse.Namespace) -> int:
+    if not options.remove:
+        _print(f"{systemd.install(options.root)} is installed and enabled")
+    elif systemd.remove(options.root):
+        _print(f"{systemd.UNIT} is removed")
+    else:
+        _print(f"{systemd.UNIT} is not installed: nothing was touched")
+    return 0
 
 
 def _list(host: Host, options: argparse.Namespace) -> int:

@@ -19,12 +19,15 @@ from typing import Any, Callable, Generic, TypeVar, cast
 from .actions import (
     Action,
     AllocateChannel,
+    Call,
     Cancel,
     Cancelled,
     DiscardEvents,
+    EnterSleep,
     GetInfo,
     GetParam,
     GetRemote,
+    GetSleepStates,
     Introduce,
     Join,
     List,
@@ -39,8 +42,10 @@ from .actions import (
     ResetChannels,
     ResumeDomain,
     ResumeStore,
+    Run,
     SeedGrants,
     SetParam,
+    Signal,
     SoftReset,
     Start,
     SuspendCancel,
@@ -61,7 +66,7 @@ from .errors import (
     TransactionConflict,
     XenError,
 )
-from .ports import Ports
+from .ports import Job, Ports
 from .types import DomainInfo, Permission, Phase, Result
 
 T = TypeVar("T")
@@ -158,6 +163,7 @@ class Task(Generic[T]):
         self.error: Exception | None = None
         self.watches: list[str] = []
         self.locks: list[int] = []
+        self.jobs: list[Job] = []
         self._result: T | None = None
 
     @property
@@ -198,6 +204,9 @@ class Engine:
             Remove: self._remove,
             Swap: self._swap,
             PciConfig: lambda action: ports.pci.config(action.address),
+            GetSleepStates: lambda _: ports.power.states(),
+            EnterSleep: lambda action: ports.power.sleep(action.state),
+            Signal: lambda action: action.job.signal(action.signum),
             SuspendCancel: lambda action: ports.kernels.suspend_cancel(action.path),
             NotifySuspend: lambda action: ports.hypervisor.suspend_evtchn_notify(*action),
             ResumeDomain: lambda action: ports.hypervisor.resume(*action),
@@ -218,6 +227,8 @@ class Engine:
             Watch: self._watch,
             Start: lambda _, action: self._begin(action.machine),
             Cancel: lambda _, action: self._cancel(action.child),
+            Run: lambda task, action: self._own(task, ports.jobs.run(*action)),
+            Call: lambda task, action: self._own(task, ports.jobs.call(action.function)),
         }
 
     @property
@@ -230,6 +241,11 @@ class Engine:
         """When the first of the waiting machines is to be woken at the latest."""
         waits = [task.wait or task.join for task in self._tasks.values()]
         return min(wait.until_ns for wait in waits if wait is not None)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What is to be waited for besides xenstore: the jobs that are under way."""
+        return tuple(fd for job in self._jobs() for fd in job.descriptors)
 
     def look(self, machine: Machine[T]) -> T:
         """Run a machine that only looks: it takes no lock, watches nothing and never waits."""
@@ -293,6 +309,8 @@ class Engine:
         self._advance_joined()
 
     def _dispatch(self) -> None:
+        for job in self._jobs():
+            job.work()
         stores: set[str] = set()
         domains: dict[int, DomainInfo] | None = None
         try:
@@ -308,8 +326,11 @@ class Engine:
             return
         now = self.ports.poller.now_ns()
         for task in list(self._tasks.values()):
-            if task.join is not None and now >= task.join.until_ns:
-                self._advance(task, False)
+            if task.join is not None:
+                if any(child.done for child in task.join.children):
+                    self._advance(task, True)
+                elif now >= task.join.until_ns:
+                    self._advance(task, False)
             if task.wait is None:
                 continue
             wake = Wake(store=task.token in stores, timed_out=now >= task.wait.until_ns)
@@ -371,6 +392,8 @@ class Engine:
         except CALL_ERRORS as failure:
             # The outcome stands; a connection that cannot unwatch fails its next request anyway.
             _log.warning("could not remove a watch: %s", failure)
+        for job in task.jobs:
+            job.close()
         for domid in task.locks:
             try:
                 self.ports.locks.release(domid)
@@ -390,6 +413,13 @@ class Engine:
             return False
         task.locks.append(action.domid)
         return True
+
+    def _jobs(self) -> list[Job]:
+        return [job for task in self._tasks.values() for job in task.jobs if not job.done]
+
+    def _own(self, task: Task[Any], job: Job) -> Job:
+        task.jobs.append(job)
+        return job
 
     def _watch(self, task: Task[Any], action: Watch) -> None:
         self.ports.store.watch(action.path, task.token)
@@ -554,5 +584,7 @@ def _drive(
                 engine.cancel(task)
             continue
         timeout_ns = engine.next_deadline_ns - engine.ports.poller.now_ns()
-        engine.ports.poller.wait(engine.ports.store.fileno(), max(0, timeout_ns))
+        engine.ports.poller.wait(
+            engine.ports.store.fileno(), max(0, timeout_ns), engine.descriptors
+        )
         engine.dispatch()

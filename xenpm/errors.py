@@ -9,7 +9,7 @@ import errno as _errno
 import os
 from typing import Union
 
-from .types import DomainRef, Phase, ShutdownReason
+from .types import DomainRef, Phase, ShutdownReason, Sleep
 
 __all__ = [
     "AlreadySuspended",
@@ -24,6 +24,7 @@ __all__ = [
     "QuotaExceeded",
     "ReinitNotSupported",
     "ResumeError",
+    "SleepFailed",
     "StoreDataError",
     "StoreError",
     "SuspendCancelled",
@@ -246,3 +247,27 @@ class NotSuspended(ResumeError):
 
 class ReinitNotSupported(ResumeError):
     """The domain cannot be given fresh ground to start over on; nothing was touched."""
+
+
+class SleepFailed(XenError, OSError):
+    """The kernel refused to put the machine to sleep; it is awake and has not slept.
+
+    Attributes:
+        state: the sleep state that was asked for.
+        errno: the error of the write to ``/sys/power/state``: EBUSY, EINVAL, ...
+        why: what that means, and who refused, as far as the kernel knows.
+        sleep: what the kernel says of the attempt; None when none was made.
+    """
+
+    def __init__(self, state: str, errno: int, why: str = "", sleep: Sleep | None = None) -> None:
+        text = f"the machine did not enter the sleep state {state!r}: {os.strerror(errno)}"
+        super().__init__(errno, f"{text}: {why}" if why else text)
+        self.state = state
+        self.why = why
+        self.sleep = sleep
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, str, Sleep | None]]:
+        return type(self), (self.state, self.errno or 0, self.why, self.sleep)

@@ -6,12 +6,24 @@ The compiled layer has them for a real host; a fake host has them for unit tests
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .types import DomainInfo, Permission
+from .types import DomainInfo, Ending, Permission, Sleep
 
-__all__ = ["Hypervisor", "Kernels", "Locks", "PciBus", "Poller", "Ports", "Store"]
+__all__ = [
+    "Hypervisor",
+    "Job",
+    "Jobs",
+    "Kernels",
+    "Locks",
+    "PciBus",
+    "Poller",
+    "Ports",
+    "Power",
+    "Store",
+]
 
 
 class Hypervisor(Protocol):
@@ -92,14 +104,58 @@ class Kernels(Protocol):
         """Whether an image says that its suspend may be cancelled; None when it does not show."""
 
 
+class Power(Protocol):
+    """The sleep states of the machine."""
+
+    def states(self) -> tuple[str, ...]:
+        """The states that the kernel offers, as ``mem`` for ACPI S3."""
+
+    def sleep(self, state: str) -> Sleep:
+        """Put the machine to sleep, and say after its wake-up what tells that it has slept."""
+
+
+class Job(Protocol):
+    """A program or a function under way outside of the engine; a `xenpm.actions.Child`."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """One of them is readable when `work` has something to do; none once it has ended."""
+
+    def work(self) -> None:
+        """Take what it has written, and see whether it has ended; never waits."""
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to a program and all that it has started; nothing to do for a function."""
+
+    def result(self) -> Ending:
+        """How it has ended."""
+
+    def close(self) -> None:
+        """Let go of it; what still runs is killed, as far as it can be."""
+
+
+class Jobs(Protocol):
+    """Programs and functions beside the engine's one thread."""
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Job:
+        """Start a program, without a terminal, in a session of its own."""
+
+    def call(self, function: Callable[[], object]) -> Job:
+        """Start a function in a thread of its own."""
+
+
 class Poller(Protocol):
     """The clock, and waiting."""
 
     def now_ns(self) -> int:
         """A clock that only goes forward, in nanoseconds."""
 
-    def wait(self, fd: int, timeout_ns: int) -> None:
-        """Return once `fd` is readable, `wake` is called, or `timeout_ns` has passed."""
+    def wait(self, fd: int, timeout_ns: int, others: Sequence[int] = ()) -> None:
+        """Return once `fd` or one of the others is readable, on `wake`, or after `timeout_ns`."""
 
     def wake(self) -> None:
         """End the present or next `wait` at once; may be called from a signal handler."""
@@ -118,6 +174,8 @@ class Ports:
     poller: Poller
     pci: PciBus
     kernels: Kernels
+    power: Power
+    jobs: Jobs
 
     def close(self) -> None:
         """Close all of them."""

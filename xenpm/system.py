@@ -10,7 +10,7 @@ import select
 import struct
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,9 @@ from .errors import (
     XenError,
     XenlightError,
 )
+from .jobs import SystemJobs
 from .ports import Hypervisor, Ports
+from .power import SystemPower
 
 if TYPE_CHECKING:
     from ._ext.xenlight import Xenlight
@@ -178,11 +180,11 @@ class SystemPoller:
         """A clock that only goes forward, in nanoseconds: CLOCK_MONOTONIC."""
         return time.monotonic_ns()
 
-    def wait(self, fd: int, timeout_ns: int) -> None:
-        """Return once `fd` is readable, `wake` is called, or `timeout_ns` has passed."""
+    def wait(self, fd: int, timeout_ns: int, others: Sequence[int] = ()) -> None:
+        """Return once `fd` or one of the others is readable, on `wake`, or after `timeout_ns`."""
         poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.register(self._wake_in, select.POLLIN)
+        for each in (fd, self._wake_in, *others):
+            poll.register(each, select.POLLIN)
         poll.poll(-(-timeout_ns // 1_000_000))  # milliseconds, rounded up: never too early
         with suppress(BlockingIOError):  # nobody called wake()
             os.read(self._wake_in, 4096)
@@ -248,7 +250,9 @@ def open_ports() -> Ports:
         opened.callback(locks.close)
         poller = SystemPoller()
         opened.pop_all()
-    return Ports(hypervisor, store, locks, poller, SysfsPci(), KernelFiles())
+    return Ports(
+        hypervisor, store, locks, poller, SysfsPci(), KernelFiles(), SystemPower(), SystemJobs()
+    )
 
 
 def xenlight() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,11 +20,17 @@ __all__ = [
     "Phase",
     "Resumption",
     "ShutdownReason",
+    "Sleep",
     "Step",
     "Support",
     "Suspension",
     "XenbusState",
 ]
+
+
+#: What dom0's clock may gain without a sleep, for Xen sets it after S3 by the real-time clock, in
+#: full seconds: up to 2.8 s was seen (docs/host-sleep.rst).  Below this nothing can be told.
+SHORTEST_SLEEP_NS = 4_000_000_000
 
 
 class DomainType(enum.Enum):
@@ -283,3 +290,64 @@ class Resumption(Result):
     problems: tuple[str, ...] = ()  #: what of its devices is not as it was, in words
     reason: str = ""  #: why this way of resuming was taken
     steps: tuple[Step, ...] = ()  #: what was done, in order; empty for a cooperative resume
+
+
+class Ending(NamedTuple):
+    """How a program or a function beside the engine has ended."""
+
+    status: int | None  #: a program's exit status, or minus the signal that ended it
+    error: str = ""  #: what a function raised, or why there is no status, in words
+    output: str = ""  #: the end of what a program has written, both streams together
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """A write to ``/sys/power/state`` that has returned, and what tells whether the machine slept.
+
+    The monotonic clock stands still while the machine sleeps: `began_ns` and `ended_ns` are close
+    together however long it slept.  Counters are pairs, before and after; None where the kernel
+    has none.
+    """
+
+    state: str  #: what was written
+    began_ns: int  #: monotonic clock, before the write
+    ended_ns: int  #: monotonic clock, after it
+    slept_ns: int  #: by how much CLOCK_BOOTTIME has grown more than CLOCK_MONOTONIC
+    successes: tuple[int, int] | None = None  #: sleeps that the kernel counts
+    failures: tuple[int, int] | None = None  #: attempts that it counts as failed
+    failed_device: str = ""  #: which device's driver refused last, if an attempt failed
+    failed_errno: int = 0  #: with which error
+    failed_step: str = ""  #: in which step: ``freeze``, ``suspend``, ``suspend_noirq``, ...
+    woken_by: tuple[str, ...] = ()  #: wake-up sources that counted an event meanwhile
+    wakeup_irq: int | None = None  #: the interrupt that ended the sleep
+    wakeup_irq_name: str = ""  #: as ``/proc/interrupts`` names it
+
+    @property
+    def verified(self) -> bool:
+        """Whether the machine really slept."""
+        return not self.problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against it, in words."""
+        found = []
+        if self.failures is not None and self.failures[1] > self.failures[0]:
+            found.append(f"the kernel counts a failed attempt{self.refusal}")
+        if self.successes is not None and self.successes[1] <= self.successes[0]:
+            found.append("the kernel has not counted a sleep")
+        if self.slept_ns < SHORTEST_SLEEP_NS:
+            found.append(
+                "the write may have returned without a sleep: the clock has gained only "
+                f"{self.slept_ns / 1e9:.1f} s, which cannot be told from nothing"
+            )
+        return tuple(found)
+
+    @property
+    def refusal(self) -> str:
+        """What the kernel says of the last failed attempt, to be put behind words; may be empty."""
+        if not (self.failed_device or self.failed_step):
+            return ""
+        by = f" by {self.failed_device}" if self.failed_device else ""
+        step = f" in step {self.failed_step}" if self.failed_step else ""
+        code = errno.errorcode.get(abs(self.failed_errno), str(self.failed_errno))
+        return f" (refused{by}{step}, {code})"

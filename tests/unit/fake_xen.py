@@ -19,15 +19,16 @@ import heapq
 import re
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from signal import SIGKILL, SIGTERM
 from typing import Any, Callable, NamedTuple, Optional
 from uuid import UUID
 
-from xenpm.errors import CALL_ERRORS, hypercall_error, store_error
+from xenpm.errors import CALL_ERRORS, SleepFailed, XenError, hypercall_error, store_error
 from xenpm.ports import Ports
-from xenpm.types import DomainInfo, DomainType, Permission, ShutdownReason
+from xenpm.types import DomainInfo, DomainType, Ending, Permission, ShutdownReason, Sleep
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -951,6 +952,12 @@ class FakeXen:
         self.mutex = threading.RLock()
         self.cards: dict[str, FakeCard] = {}
         self.kernels: dict[str, bool] = {}
+        self.sleep_states = ("freeze", "mem")
+        self.sleep_ns = 60 * SECOND  # how long the machine sleeps; 0: the write returns at once
+        self.programs: dict[str, FakeProgram] = {}  # by path
+        self.hanging: list[object] = []  # what a function gives back when it is to hang as a job
+        self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []  # programs
+        self.jobs: list[FakeJob] = []
         self._next_domid = 1
         self._agenda: list[tuple[int, int, Action]] = []
         self._appointments = 0
@@ -966,6 +973,8 @@ class FakeXen:
             FakePoller(self, store),
             FakePci(self),
             FakeKernels(self),
+            FakePower(self),
+            FakeJobs(self),
         )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:
@@ -1031,6 +1040,8 @@ class FakeXen:
         """Make calls fail with an errno; arguments as for `before`."""
 
         def action(called: str) -> None:
+            if called == "sleep":
+                raise SleepFailed("mem", code, "made to fail")
             kind = hypercall_error if called in HYPERCALLS else store_error
             if called in C_NAMES:  # locks and poller do not fail
                 raise kind(C_NAMES[called], code, "made to fail")
@@ -1328,6 +1339,118 @@ class FakeKernels(_Port):
             return self._xen.kernels.get(path)
 
 
+class FakePower(_Port):
+    """`xenpm.ports.Power` on the fake host: the monotonic clock stands still during a sleep.
+
+    `FakeXen.fail("sleep", errno.EBUSY)` has it refused, and `FakeXen.before("sleep", ...)` makes
+    something happen right before.
+    """
+
+    def states(self) -> tuple[str, ...]:
+        """The sleep states of this host."""
+        with self._call("states"):
+            return self._xen.sleep_states
+
+    def sleep(self, state: str) -> Sleep:
+        """Sleep for `FakeXen.sleep_ns`, between two halves of a second for the devices."""
+        with self._call("sleep"):
+            if state not in self._xen.sleep_states:
+                raise SleepFailed(state, errno.EINVAL, "not offered")
+            began_ns = self._xen.now_ns
+            self._xen.pass_time(SECOND)
+            return Sleep(
+                state,
+                began_ns,
+                self._xen.now_ns,
+                slept_ns=self._xen.sleep_ns,
+                successes=(0, 1),
+                failures=(0, 0),
+                woken_by=("PNP0C0C:00",),
+                wakeup_irq=9,
+                wakeup_irq_name="acpi",
+            )
+
+
+@dataclass
+class FakeProgram:
+    """How a program behaves."""
+
+    lasts_ns: int | None = 0  #: None: it hangs
+    status: int = 0
+    output: str = ""
+    heeds: tuple[int, ...] = (SIGTERM, SIGKILL)  #: signals that end it
+
+
+class FakeJob:
+    """A program or a function on the fake host."""
+
+    def __init__(self, xen: FakeXen, heeds: tuple[int, ...] = ()) -> None:
+        self.done = False
+        self.ending: Ending | None = None
+        self.signals: list[int] = []
+        self._heeds = heeds
+        self._number = -2 - len(xen.jobs)
+        xen.jobs.append(self)
+
+    def end(self, ending: Ending) -> None:
+        """It ends, if it has not yet."""
+        self.ending = self.ending or ending
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Something that only a `FakePoller` can wait for."""
+        return () if self.done else (self._number,)
+
+    def work(self) -> None:
+        """See whether it has ended."""
+        self.done = self.ending is not None
+
+    def signal(self, signum: int) -> None:
+        """End it, if it heeds that."""
+        self.signals.append(signum)
+        if signum in self._heeds:
+            self.end(Ending(-signum))
+
+    def result(self) -> Ending:
+        """How it has ended."""
+        assert self.ending is not None
+        return self.ending
+
+    def close(self) -> None:
+        """Let go of it."""
+        if not self.done:
+            self.signal(SIGKILL)
+        self.done = True
+
+
+class FakeJobs(_Port):
+    """`xenpm.ports.Jobs` on the fake host: `FakeXen.programs`, and functions that take no time."""
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> FakeJob:
+        """Start one of the host's programs."""
+        with self._call("run"):
+            program = self._xen.programs.get(command[0])
+            if program is None:
+                raise XenError(f"{command[0]} cannot be started: no such program")
+            self._xen.started.append((tuple(command), dict(environment)))
+            job = FakeJob(self._xen, program.heeds)
+            ending = Ending(program.status, output=program.output)
+            if program.lasts_ns is not None:
+                self._xen.after(program.lasts_ns, lambda: job.end(ending))
+            return job
+
+    def call(self, function: Callable[[], object]) -> FakeJob:
+        """Call a function, and say that it has ended."""
+        with self._call("call"):
+            job = FakeJob(self._xen)
+            try:
+                if function() not in self._xen.hanging:
+                    job.end(Ending(None))
+            except Exception as error:
+                job.end(Ending(None, f"{type(error).__name__}: {error}"))
+            return job
+
+
 class FakeLocks(_Port):
     """`xenpm.ports.Locks` on the fake host."""
 
@@ -1361,12 +1484,20 @@ class FakePoller(_Port):
         """The virtual time."""
         return self._xen.now_ns
 
-    def wait(self, fd: int, timeout_ns: int) -> None:
-        """Let things happen until there is an event in the store, a `wake`, or time is up."""
+    def wait(self, fd: int, timeout_ns: int, others: Sequence[int] = ()) -> None:
+        """Let things happen until there is an event in the store, a `wake`, or time is up.
+
+        Of the jobs whose descriptors are the others, one that ends is such an event.
+        """
         assert fd == self._store.fileno()
         with self._call("wait"):
             deadline = self._xen.now_ns + timeout_ns
-            while not (self._woken or self._store.connection.events):
+            awaited = [job for job in self._xen.jobs if set(job.descriptors) & set(others)]
+            while not (
+                self._woken
+                or self._store.connection.events
+                or any(job.ending is not None for job in awaited)
+            ):
                 if not self._xen.run_next(deadline):
                     self._xen.now_ns = max(self._xen.now_ns, deadline)
                     break

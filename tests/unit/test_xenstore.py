@@ -19,7 +19,15 @@ from xenpm.ports import Ports
 from xenpm.system import FileLocks, SystemPoller
 
 from .checks import assert_request_restored
-from .fake_xen import RELEASE_DOMAIN, FakeHypervisor, FakeKernels, FakePci, FakeXen
+from .fake_xen import (
+    RELEASE_DOMAIN,
+    FakeHypervisor,
+    FakeJobs,
+    FakeKernels,
+    FakePci,
+    FakePower,
+    FakeXen,
+)
 from .wire_xenstored import Request, WireXenstored
 
 try:
@@ -616,6 +624,8 @@ def host(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Iterator[xenpm.Host]:
         SystemPoller(),
         FakePci(xen),
         FakeKernels(xen),
+        FakePower(xen),
+        FakeJobs(xen),
     )
     with xenpm.Host(ports=ports) as host:
         yield host
