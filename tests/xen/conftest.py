@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import xenpm
+from tests.lab.runner import LOST_GUEST
 from xenpm._ext.xenctrl import Xenctrl
 from xenpm._ext.xenstore import Xenstore
 
@@ -54,32 +55,34 @@ def _lost() -> int:
     return sum("RIP:    e008:[<ffff82d0" in fault[:400] for fault in faults)
 
 
+LOST = pytest.StashKey[int]()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that lost its guest to the emulator says nothing about xenpm."""
+    """A test that lost its guest to the emulator says nothing about xenpm; the lab repeats it."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.failed and _lost() > item.stash.get(LOST, 0):
         report.outcome = "skipped"
         path, line, _ = item.location
-        report.longrepr = (path, line, "Skipped: the emulator lost a PVH guest (see xl dmesg)")
-
-
-LOST = pytest.StashKey[int]()
+        report.longrepr = (path, line, f"Skipped: {LOST_GUEST} (see xl dmesg)")
 
 
 @pytest.fixture(autouse=True)
 def _quiet_consoles(request: pytest.FixtureRequest, host: xenpm.Host) -> Iterator[None]:
     """No guest may log trouble during a test, unless the test is about trouble."""
-    request.node.stash[LOST] = _lost()
-    sizes = {log: log.stat().st_size for log in CONSOLES.glob("guest-*.log")}
-    yield
-    if _lost() > request.node.stash[LOST]:
+    lost = _lost()
+    if lost > request.session.stash.get(LOST, 0):  # also between two tests
         with Xenstore() as store, Xenctrl() as control:
             for configuration in sorted(CONFIGURATIONS.glob("*.cfg")):
-                Guest(configuration.stem, host, store, control).create()
-        return
-    if request.node.get_closest_marker("trouble"):
+                if 'type = "pvh"' in configuration.read_text():
+                    Guest(configuration.stem, host, store, control).create()
+        lost = _lost()
+    request.session.stash[LOST] = request.node.stash[LOST] = lost
+    sizes = {log: log.stat().st_size for log in CONSOLES.glob("guest-*.log")}
+    yield
+    if request.node.get_closest_marker("trouble") or _lost() > lost:
         return
     for log in CONSOLES.glob("guest-*.log"):
         with log.open("rb") as file:
