@@ -19,7 +19,9 @@ from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .hooks import HookEvent, HookPoint, HookResult
 from .host import Host
+from .plan import Plan, PlanEntry
 from .policy import OnFailure, OnHookFailure, Policy, Rule, Settings
+from .sleep import DomainReport, Outcome, Report
 from .system import versions
 from .timeline import Span, Timeline
 from .topology import DriverDomain, Member, Topology
@@ -33,6 +35,7 @@ except _metadata.PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = [  # noqa: PLE0604
     "Domain",
+    "DomainReport",
     "DriverDomain",
     "HookEvent",
     "HookPoint",
@@ -41,7 +44,11 @@ __all__ = [  # noqa: PLE0604
     "Member",
     "OnFailure",
     "OnHookFailure",
+    "Outcome",
+    "Plan",
+    "PlanEntry",
     "Policy",
+    "Report",
     "Rule",
     "Settings",
     "Span",

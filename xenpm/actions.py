@@ -147,6 +147,33 @@ class Signal(NamedTuple):
     signum: int
 
 
+class JournalRead(NamedTuple):
+    """Results in what the journal of a host suspend says; empty when none is under way."""
+
+
+class JournalBegin(NamedTuple):
+    """Begin the journal of a host suspend."""
+
+    entry: dict[str, Any]
+
+
+class JournalAdd(NamedTuple):
+    """Note something in the journal, before what it says is done."""
+
+    entry: dict[str, Any]
+
+
+class JournalEnd(NamedTuple):
+    """Remove the journal: everything is put back."""
+
+
+class GetVcpu(NamedTuple):
+    """Results in the `VcpuInfo` of one vCPU of a domain."""
+
+    domid: int
+    vcpu: int
+
+
 class GetSleepStates(NamedTuple):
     """Results in the sleep states that the kernel offers."""
 
@@ -263,7 +290,8 @@ class Introduce(NamedTuple):
 
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
-    Start, Join, Cancel, Run, Call, Signal, GetSleepStates, EnterSleep,
+    Start, Join, Cancel, Run, Call, Signal, GetVcpu, GetSleepStates, EnterSleep,
+    JournalRead, JournalBegin, JournalAdd, JournalEnd,
     PciConfig, SuspendCancel, NotifySuspend,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,
     SetParam, SeedGrants, Introduce, DiscardEvents,

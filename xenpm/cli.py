@@ -1,4 +1,4 @@
-"""The command line: ``python -m xenpm list | suspend -L ... | resume ... | topology | config``.
+"""The command line: ``python -m xenpm list | suspend | resume | topology | config | host ...``.
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed, or a configuration is wrong;
 2 wrong usage; 3 no Xen host here, or not root; 4 no such domain, nothing was touched; 130, 143 and
@@ -11,12 +11,14 @@ put back, is named on standard error.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
     ConfigError,
+    HostSuspendError,
     LibraryMismatch,
     NoSuchDomain,
     NotPermitted,
@@ -35,6 +38,9 @@ from .errors import (
     XenError,
 )
 from .host import Host
+from .policy import Rule, parse_rule
+from .sleep import Report
+from .timeline import printable
 from .types import DomainRef, Resumption, Suspension
 
 EXIT_FAILED = 1
@@ -135,6 +141,59 @@ def _parser() -> argparse.ArgumentParser:
 
     host = verbs.add_parser("host", help="put the whole host to sleep, guests first")
     host_verbs = host.add_subparsers(dest="host_verb", metavar="VERB", required=True)
+    ruled = argparse.ArgumentParser(add_help=False)
+    ruled.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        type=_rule,
+        metavar="DOMAIN=RULE",
+        help="what is to be done with a domain, before all that is configured: suspend, pause, "
+        "leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
+        "web1='timeout=60 on-failure=undo'",
+    )
+    reported = argparse.ArgumentParser(add_help=False)
+    reported.add_argument(
+        "--trace", type=_path, metavar="FILE", help="write the timeline, for chrome://tracing"
+    )
+    reported.add_argument(
+        "--picture",
+        type=_picture,
+        metavar="FILE",
+        help="draw the timeline, as .svg or .png (needs matplotlib: pip install 'xenpm[plot]')",
+    )
+    reported.add_argument("-q", "--quiet", action="store_true", help="do not tell what happens")
+    planning = host_verbs.add_parser(
+        "plan", parents=[common, ruled], help="show what would be done, in which order, and why"
+    )
+    planning.set_defaults(run=_host_plan)
+    sleeping = host_verbs.add_parser(
+        "suspend",
+        parents=[common, ruled, reported],
+        help="suspend the guests, put the machine to sleep, and bring everything back",
+    )
+    sleeping.add_argument(
+        "state", nargs="?", default="mem", help="as in /sys/power/state (default: mem, ACPI S3)"
+    )
+    sleeping.set_defaults(run=_host_suspend)
+    going_down = host_verbs.add_parser(
+        "suspend-domains",
+        parents=[common, ruled, reported],
+        help="suspend the guests, for somebody else who puts the machine to sleep",
+    )
+    going_down.set_defaults(run=_host_suspend_domains)
+    coming_up = host_verbs.add_parser(
+        "resume-domains",
+        parents=[common, reported],
+        help="bring back what suspend-domains, or a killed host suspend, has left down",
+    )
+    coming_up.set_defaults(run=_host_resume_domains)
+    recovering = host_verbs.add_parser(
+        "recover",
+        parents=[common, reported],
+        help="bring back what a killed host suspend has left down",
+    )
+    recovering.set_defaults(run=_host_recover)
     installing = host_verbs.add_parser(
         "install-systemd",
         help="have 'systemctl suspend' and a closed lid suspend the guests, too",
@@ -173,6 +232,29 @@ def _path(text: str) -> Path:
     if not text:  # which pathlib takes for the directory that we are in
         raise argparse.ArgumentTypeError("a path must not be empty")
     return Path(text)
+
+
+def _picture(text: str) -> Path:
+    """The file of a picture, named on the command line."""
+    path = _path(text)
+    if path.suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r}: a picture is a .svg or a .png file")
+    try:
+        importlib.import_module("xenpm.plot")
+    except ImportError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
+def _rule(text: str) -> tuple[str, Rule]:
+    """A rule for one domain, given on the command line."""
+    domain, equals, rule = text.partition("=")
+    if not domain or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not DOMAIN=RULE")
+    try:
+        return domain, parse_rule(rule, "RULE")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _timeout(text: str) -> float:
@@ -381,6 +463,91 @@ def _report(
     if as_json:
         _print(json.dumps(rows, indent=2))
     return EXIT_FAILED if failed else 0
+
+
+def _rules(host: Host, options: argparse.Namespace) -> dict[Domain, Rule]:
+    return {host.domain(reference): rule for reference, rule in options.rule}
+
+
+def _progress(options: argparse.Namespace) -> Callable[[str], None]:
+    """Tells on standard error what happens; standard output is for the result."""
+    began = time.monotonic()
+
+    def tell(text: str) -> None:
+        if not options.quiet:
+            sys.stderr.write(f"{time.monotonic() - began:8.3f}  {printable(text)}\n")
+            sys.stderr.flush()
+
+    return tell
+
+
+def _host_plan(host: Host, options: argparse.Namespace) -> int:
+    plan = host.plan(rules=_rules(host, options))
+    _print(json.dumps(plan.to_dict(), indent=2) if options.json else str(plan))
+    return EXIT_FAILED if plan.refusals else 0
+
+
+def _host_suspend(host: Host, options: argparse.Namespace) -> int:
+    report = _told(
+        lambda: host.suspend(
+            options.state, rules=_rules(host, options), progress=_progress(options)
+        ),
+        options,
+    )
+    return EXIT_FAILED if report is None or report.problems else 0
+
+
+def _host_suspend_domains(host: Host, options: argparse.Namespace) -> int:
+    report = _told(
+        lambda: host.suspend_domains(rules=_rules(host, options), progress=_progress(options)),
+        options,
+    )
+    # 0 also with problems: all guests are down, each as its rule says, and the machine may sleep
+    return EXIT_FAILED if report is None else 0
+
+
+def _host_resume_domains(host: Host, options: argparse.Namespace) -> int:
+    return _bring_back(host.resume_domains, options)
+
+
+def _host_recover(host: Host, options: argparse.Namespace) -> int:
+    return _bring_back(host.recover, options)
+
+
+def _bring_back(verb: Callable[..., Report | None], options: argparse.Namespace) -> int:
+    nothing = False
+
+    def bring_back() -> Report | None:
+        nonlocal nothing
+        report = verb(progress=_progress(options))
+        nothing = report is None
+        return report
+
+    report = _told(bring_back, options)
+    if nothing:
+        _print("null" if options.json else "nothing is down: there is nothing to bring back")
+        return 0
+    return EXIT_FAILED if report is None or report.problems else 0
+
+
+def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Report | None:
+    """Show the report of a host suspend, also of one that failed; None then."""
+    try:
+        shown = report = call()
+    except HostSuspendError as error:
+        shown, report = error.report, None
+        _complain(error, EXIT_FAILED)
+    if shown is not None:
+        _print(json.dumps(shown.to_dict(), indent=2) if options.json else shown.to_text())
+        try:
+            if options.trace:
+                options.trace.write_text(json.dumps(shown.timeline.to_chrome_trace()))
+            if options.picture and len(shown.timeline):
+                importlib.import_module("xenpm.plot").draw(shown.timeline, options.picture)
+        except OSError as error:
+            _complain(f"all else is done, but the timeline cannot be written: {error}", EXIT_FAILED)
+            return None
+    return report
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, TypeVar, Union
+from typing import Callable, TypeVar, Union
 from uuid import UUID
 
 from . import protocol, reinit
@@ -15,11 +15,10 @@ from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
 from .ports import Ports
 from .system import open_ports
-from .types import DomainInfo, DomainRef, Result, Resumption, Suspension
+from .types import DomainInfo, DomainRef, Resumption, Suspension
 
 __all__ = ["Connection"]
 
-R = TypeVar("R", bound=Result)
 T = TypeVar("T")
 
 #: seconds that the backends of a guest that starts over have for closing
@@ -71,7 +70,9 @@ class Connection:
         late = timeout_ns(late_timeout, "late_timeout")
         now = self.ports.poller.now_ns
         machines = [protocol.suspend(domain, now, timeout_, late) for domain in domains]
-        self._run(machines, tasks, self._inverse)
+        self._run(
+            machines, tasks, lambda signals: undo(self._engine, tasks, self._inverse, signals)
+        )
 
     def undo(self, tasks: list[Task[Suspension]]) -> None:
         """Resume what has been suspended; nothing to do for the rest, and the second time."""
@@ -92,6 +93,10 @@ class Connection:
         now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
         machines = [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
         self._run(machines, tasks, None)
+
+    def transact(self, machine: Machine[T], tasks: list[Task[T]]) -> None:
+        """Run a machine that undoes by itself what it has done, when it is interrupted."""
+        self._run([machine], tasks, None)
 
     def _inverse(self, suspension: Suspension) -> Machine[Resumption]:
         return protocol.resume(suspension.domain, self.ports.poller.now_ns)
@@ -122,13 +127,14 @@ class Connection:
 
     def _run(
         self,
-        machines: list[Machine[R]],
-        tasks: list[Task[R]],
-        inverse: Callable[[R], Machine[Any]] | None,
+        machines: list[Machine[T]],
+        tasks: list[Task[T]],
+        undo_: Callable[[DeferredSignals], None] | None,
     ) -> None:
         with self._working() as signals:
             self.check()
-            run(self._engine, machines, tasks, inverse, signals)
+            undoing = None if undo_ is None else lambda: undo_(signals)
+            run(self._engine, machines, tasks, undoing, signals)
 
     def look(self, machine: Machine[T]) -> T:
         """Run a machine that only looks; see `Engine.look`."""

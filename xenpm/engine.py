@@ -28,8 +28,13 @@ from .actions import (
     GetParam,
     GetRemote,
     GetSleepStates,
+    GetVcpu,
     Introduce,
     Join,
+    JournalAdd,
+    JournalBegin,
+    JournalEnd,
+    JournalRead,
     List,
     ListDomains,
     Lock,
@@ -59,6 +64,7 @@ from .actions import (
 )
 from .errors import (
     CALL_ERRORS,
+    HostSuspendError,
     NoSuchDomain,
     NoSuchNode,
     SuspendCancelled,
@@ -204,6 +210,11 @@ class Engine:
             Remove: self._remove,
             Swap: self._swap,
             PciConfig: lambda action: ports.pci.config(action.address),
+            GetVcpu: lambda action: ports.hypervisor.vcpu_info(*action),
+            JournalRead: lambda _: ports.journal.read(),
+            JournalBegin: lambda action: ports.journal.begin(action.entry),
+            JournalAdd: lambda action: ports.journal.add(action.entry),
+            JournalEnd: lambda _: ports.journal.end(),
             GetSleepStates: lambda _: ports.power.states(),
             EnterSleep: lambda action: ports.power.sleep(action.state),
             Signal: lambda action: action.job.signal(action.signum),
@@ -495,9 +506,9 @@ class Engine:
 
 def run(
     engine: Engine,
-    machines: Iterable[Machine[R]],
-    tasks: list[Task[R]],
-    inverse: Callable[[R], Machine[Any]] | None,
+    machines: Iterable[Machine[T]],
+    tasks: list[Task[T]],
+    undo: Callable[[], None] | None,
     signals: DeferredSignals,
 ) -> None:
     """Run machines to their ends, all at once, blocking.
@@ -511,7 +522,7 @@ def run(
         machines: what to run.
         tasks: becomes one finished task per machine, in the same order.  It is the caller's list:
             so the caller knows what has succeeded even if it is interrupted right afterwards.
-        inverse: makes of a result the machine that undoes it.
+        undo: undoes what has succeeded.
         signals: what holds the signal handlers back.
     """
     try:
@@ -529,8 +540,8 @@ def run(
         raise
     if signals.interruption is not None:
         _name_unsafe(tasks)
-        if inverse is not None:
-            undo(engine, tasks, inverse, signals)
+        if undo is not None:
+            undo()
 
 
 def undo(
@@ -549,7 +560,7 @@ def undo(
         task.finish(None, Cancelled())
 
 
-def _name_unsafe(tasks: list[Task[R]]) -> None:
+def _name_unsafe(tasks: list[Task[T]]) -> None:
     for task in tasks:
         if not _is_safe(task.error):
             _log.error("interrupted: %s", task.error)
@@ -559,6 +570,8 @@ def _is_safe(error: Exception | None) -> bool:
     """Whether a cancelled task's guest is surely running, so that silence about it is right."""
     if isinstance(error, SuspendCancelled):
         return error.phase is not Phase.ACKNOWLEDGED
+    if isinstance(error, HostSuspendError):
+        return error.rolled_back
     return error is None or isinstance(error, (Cancelled, NoSuchDomain, SuspendNotAcknowledged))
 
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from typing import Union
+from collections.abc import Mapping
+from typing import Any, Union
 
 from .types import DomainRef, Phase, ShutdownReason, Sleep
 
 __all__ = [
     "AlreadySuspended",
     "ConfigError",
+    "HostSuspendError",
     "HypercallError",
+    "JournalError",
     "LibraryMismatch",
     "NoSuchDomain",
     "NoSuchNode",
@@ -155,6 +158,36 @@ class ConfigError(XenError, ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str, int | None, int | None]]:
         return type(self), (self.what, self.source, self.line, self.column)
+
+
+class JournalError(XenError, OSError):
+    """The record of a host suspend cannot be read or written, or one is under way already."""
+
+
+class HostSuspendError(XenError):
+    """The host was not put to sleep, or not everything is as it was before.
+
+    Attributes:
+        failures: what failed, by domain.
+        rolled_back: whether every guest is as it was before.
+        report: all that happened, a `Report`; None when nothing was touched.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        failures: Mapping[DomainRef, XenError] | None = None,
+        *,
+        rolled_back: bool = True,
+        report: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.failures = dict(failures or {})
+        self.rolled_back = rolled_back
+        self.report = report
+
+    def __reduce__(self) -> tuple[type, tuple[str], dict[str, Any]]:
+        return type(self), (str(self),), self.__dict__
 
 
 class NoSuchDomain(XenError, LookupError):

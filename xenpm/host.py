@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from . import sleep
+from .actions import Machine
 from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .engine import Task
 from .errors import XenError
+from .hooks import Hook, find_hooks
+from .plan import Plan, make_plan
+from .policy import Rule, Settings, read_settings
 from .ports import Ports
+from .sleep import Report, Terms
 from .topology import Topology, read_topology
 from .types import Resumption, Suspension
 
@@ -80,6 +86,167 @@ class Host:
         """
         return self._connection.look(read_topology())
 
+    def plan(
+        self,
+        *,
+        rules: Mapping[Domain, Rule] | None = None,
+        settings: Settings | None = None,
+    ) -> Plan:
+        """What `suspend` would do with each domain, in which order, and why.  Nothing is touched.
+
+        Args:
+            rules: what is to hold for single domains, before all that stands elsewhere.
+            settings: what holds on this host; None: what ``/etc/xen/xenpm.conf`` says.
+
+        Raises:
+            ConfigError: the settings, or a domain's ``xenpm/policy`` in xenstore, make no sense.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        chosen = dict(rules or {})
+        self._chosen(chosen)
+        for rule in chosen.values():
+            if not isinstance(rule, Rule):
+                raise TypeError(f"rules must be xenpm.Rule objects, not {type(rule).__name__}")
+        by_domid = {domain.domid: rule for domain, rule in chosen.items()}
+        settings = read_settings() if settings is None else settings
+        return self._connection.look(make_plan(settings, by_domid))
+
+    def suspend(
+        self,
+        state: str = "mem",
+        *,
+        rules: Mapping[Domain, Rule] | None = None,
+        settings: Settings | None = None,
+        hooks: Sequence[Hook] = (),
+        progress: Callable[[str], None] | None = None,
+    ) -> Report:
+        """Put the whole machine to sleep, its guests first, and bring everything back.
+
+        Each guest is suspended in place as soon as nobody who is still up depends on it.  Then
+        `state` is written to ``/sys/power/state``.  After the wake-up each guest is resumed as soon
+        as all that it depends on runs, and looked at: whether its vCPUs run, its devices are
+        connected and its PCI devices are alive.
+
+        When it cannot be, by a guest that must not be paused instead, by a deadline, by Ctrl-C or
+        any signal handler that raises, then all that was done is undone.  A process that is killed
+        leaves a journal in ``/run/xenpm``, from which `recover` brings the guests back.
+
+        Args:
+            state: one of those that the kernel offers; ``mem`` is ACPI S3.
+            rules: as for `plan`.
+            settings: as for `plan`.
+            hooks: Python callables, called after the programs in ``/etc/xenpm/hooks.d``; see
+                `HookEvent`.
+            progress: gets what happens, in words, when it happens.
+
+        Returns:
+            What became of each domain and of the machine.  What is not as it should be, but did not
+            keep the machine awake, is in its ``problems``.
+
+        Raises:
+            HostSuspendError: the machine must not sleep, or has not slept, or somebody did not come
+                back; its ``report`` tells.
+            ConfigError: as for `plan`, or a hook could be changed by others than root; nothing was
+                touched.
+            JournalError: the journal cannot be written, or another host suspend is under way or was
+                left unfinished; nothing was touched.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
+        """
+        if not state:
+            raise ValueError("a sleep state must not be empty")
+        return self._suspend(state, rules, settings, hooks, progress)
+
+    def suspend_domains(
+        self,
+        *,
+        rules: Mapping[Domain, Rule] | None = None,
+        settings: Settings | None = None,
+        hooks: Sequence[Hook] = (),
+        progress: Callable[[str], None] | None = None,
+    ) -> Report:
+        """Suspend the guests as `suspend` does, for somebody else who puts the machine to sleep.
+
+        They stay down until `resume_domains` is called, by this or any other process.
+
+        Takes and raises what `suspend` does.
+        """
+        return self._suspend("", rules, settings, hooks, progress)
+
+    def resume_domains(
+        self,
+        *,
+        settings: Settings | None = None,
+        hooks: Sequence[Hook] = (),
+        progress: Callable[[str], None] | None = None,
+    ) -> Report | None:
+        """Bring back what `suspend_domains`, or a host suspend that was killed, has left down.
+
+        Args:
+            settings: as for `plan`; what it says of hooks holds.
+            hooks: as for `suspend`.
+            progress: as for `suspend`.
+
+        Returns:
+            What became of each domain; None when nothing was down.
+
+        Raises:
+            HostSuspendError: not everything came back; it can be tried again.
+            JournalError: the journal makes no sense, or another process is at it.
+            ConfigError: as for `suspend`; nothing was touched.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        return self._resume(settings, hooks, progress, only_interrupted=False)
+
+    def recover(
+        self,
+        *,
+        settings: Settings | None = None,
+        hooks: Sequence[Hook] = (),
+        progress: Callable[[str], None] | None = None,
+    ) -> Report | None:
+        """Bring back what a host suspend that was killed has left down, and nothing else.
+
+        Takes, gives and raises what `resume_domains` does; and `JournalError` when the guests are
+        down on purpose, by `suspend_domains`.
+        """
+        return self._resume(settings, hooks, progress, only_interrupted=True)
+
+    def _suspend(
+        self,
+        state: str,
+        rules: Mapping[Domain, Rule] | None,
+        settings: Settings | None,
+        hooks: Sequence[Hook],
+        progress: Callable[[str], None] | None,
+    ) -> Report:
+        terms = _terms(settings, hooks, progress)
+        plan = self.plan(rules=rules, settings=terms.settings)
+        tasks: list[Task[Report]] = []
+        try:
+            machine = sleep.suspend(state, plan, terms, self._connection.ports.poller.now_ns)
+            return self._transact(machine, tasks)
+        except BaseException:  # also what a signal handler raises at the last moment
+            if not state and tasks and tasks[0].succeeded:
+                self._resume(settings, hooks, progress, only_interrupted=False)
+            raise
+
+    def _resume(
+        self,
+        settings: Settings | None,
+        hooks: Sequence[Hook],
+        progress: Callable[[str], None] | None,
+        *,
+        only_interrupted: bool,
+    ) -> Report | None:
+        terms = _terms(settings, hooks, progress)
+        now = self._connection.ports.poller.now_ns
+        machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
+        return self._transact(machine, [])
+
+    def _transact(self, machine: Machine[T], tasks: list[Task[T]]) -> T:
+        self._connection.transact(machine, tasks)
+        return tasks[0].result()
+
     def suspend_each(
         self,
         domains: Iterable[Domain],
@@ -148,6 +315,17 @@ class Host:
                     "look it up with this host's domain()"
                 )
         return list(dict.fromkeys(chosen))
+
+
+def _terms(
+    settings: Settings | None, hooks: Sequence[Hook], progress: Callable[[str], None] | None
+) -> Terms:
+    settings = read_settings() if settings is None else settings
+    return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
+
+
+def _nobody(_text: str) -> None:
+    """Progress that nobody wants to hear of."""
 
 
 def _outcomes(domains: list[Domain], tasks: list[Task[T]]) -> dict[Domain, T | XenError]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -282,3 +285,21 @@ def _length(ms: float) -> str:
         hours, minutes = divmod(minutes, 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
     return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw what ``python -m xenpm host suspend --json`` has printed, perhaps on another machine."""
+    parser = argparse.ArgumentParser(prog="python -m xenpm.plot", description=main.__doc__)
+    parser.add_argument("report", type=Path, help="the JSON of a report")
+    parser.add_argument("picture", type=Path, help="what to write: a .svg or a .png file")
+    options = parser.parse_args(argv)
+    try:
+        draw(Timeline.of(json.loads(options.report.read_text())["timeline"]), options.picture)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.stderr.write(f"xenpm: {options.report}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

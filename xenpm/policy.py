@@ -18,7 +18,6 @@ from .errors import ConfigError
 from .types import DomainRef
 
 __all__ = [
-    "DEFAULT_RULE",
     "OnFailure",
     "OnHookFailure",
     "Policy",
@@ -77,10 +76,6 @@ class Rule:
         if self.on_failure:
             words.append(f"on-failure={self.on_failure.value}")
         return " ".join(words)
-
-
-#: what holds where nobody has said anything; a guest then has `Domain.suspend`'s own timeout
-DEFAULT_RULE = Rule(Policy.SUSPEND, OnFailure.PAUSE)
 
 
 @dataclass(frozen=True)

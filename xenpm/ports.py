@@ -8,14 +8,15 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from .types import DomainInfo, Ending, Permission, Sleep
+from .types import DomainInfo, Ending, Permission, Sleep, VcpuInfo
 
 __all__ = [
     "Hypervisor",
     "Job",
     "Jobs",
+    "Journal",
     "Kernels",
     "Locks",
     "PciBus",
@@ -33,6 +34,7 @@ class Hypervisor(Protocol):
     def version(self) -> tuple[int, int]: ...
     def domain_info(self, domid: int) -> DomainInfo | None: ...
     def domain_list(self) -> list[DomainInfo]: ...
+    def vcpu_info(self, domid: int, vcpu: int) -> VcpuInfo: ...
     def pause(self, domid: int) -> None: ...
     def unpause(self, domid: int) -> None: ...
     def resume(self, domid: int, cooperative: bool) -> None: ...
@@ -114,6 +116,22 @@ class Power(Protocol):
         """Put the machine to sleep, and say after its wake-up what tells that it has slept."""
 
 
+class Journal(Protocol):
+    """The record of a host suspend under way; it outlives the process, and not the machine."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """What has been noted; empty when nothing is under way."""
+
+    def begin(self, entry: dict[str, Any]) -> None:
+        """Make a new one, whole or not at all."""
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note something, before what it says is done."""
+
+    def end(self) -> None:
+        """Remove it: everything is put back."""
+
+
 class Job(Protocol):
     """A program or a function under way outside of the engine; a `xenpm.actions.Child`."""
 
@@ -176,6 +194,7 @@ class Ports:
     kernels: Kernels
     power: Power
     jobs: Jobs
+    journal: Journal
 
     def close(self) -> None:
         """Close all of them."""

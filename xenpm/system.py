@@ -26,6 +26,7 @@ from .errors import (
     XenlightError,
 )
 from .jobs import SystemJobs
+from .journal import FileJournal
 from .ports import Hypervisor, Ports
 from .power import SystemPower
 
@@ -251,7 +252,15 @@ def open_ports() -> Ports:
         poller = SystemPoller()
         opened.pop_all()
     return Ports(
-        hypervisor, store, locks, poller, SysfsPci(), KernelFiles(), SystemPower(), SystemJobs()
+        hypervisor,
+        store,
+        locks,
+        poller,
+        SysfsPci(),
+        KernelFiles(),
+        SystemPower(),
+        SystemJobs(),
+        FileJournal(RUN_DIRECTORY / "journal"),
     )
 
 

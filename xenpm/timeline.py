@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,15 @@ class Timeline:
     def __init__(self) -> None:
         self._spans: list[Span] = []
         self._sleep: Sleep | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Timeline:
+        """The timeline of which `to_dict` has made these values."""
+        timeline = cls()
+        for row in values["rows"]:
+            for span in row["spans"]:
+                timeline.add(Span(**span))
+        return timeline
 
     def __iter__(self) -> Iterator[Span]:
         for span in self._spans:

@@ -114,6 +114,27 @@ class Topology:
             if device.backend_domid == domid and device.frontend_domid != domid
         )
 
+    def needed_by(self, domid: int) -> frozenset[int]:
+        """The domains that must be suspended before that one: those that use it, cycles apart.
+
+        Raises:
+            KeyError: the topology has no such domain.
+        """
+        return self._around(domid, lambda group: group.users)
+
+    def needs(self, domid: int) -> frozenset[int]:
+        """The domains that must run before that one is resumed: those it uses, cycles apart.
+
+        Raises:
+            KeyError: the topology has no such domain.
+        """
+        return self._around(domid, lambda group: group.used)
+
+    def _around(self, domid: int, side: Callable[[_Group], set[int]]) -> frozenset[int]:
+        self._members[domid]  # or raise
+        group = next(group for group in self._groups if domid in group.domids)
+        return frozenset(other for number_ in side(group) for other in self._groups[number_].domids)
+
     @property
     def cycles(self) -> tuple[tuple[DomainRef, ...], ...]:
         """The sets of domains that use each other in a cycle."""

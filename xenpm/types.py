@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "Support",
     "Suspension",
+    "VcpuInfo",
     "XenbusState",
 ]
 
@@ -124,6 +125,14 @@ class DomainInfo(NamedTuple):
 
 
 _SHUTDOWN_CODES = frozenset(int(reason) for reason in ShutdownReason)
+
+
+class VcpuInfo(NamedTuple):
+    """What the hypervisor says of a vCPU: ``xc_vcpuinfo_t`` of xenctrl.h."""
+
+    online: bool  #: the guest uses it
+    blocked: bool  #: it waits for an event
+    cpu_time_ns: int  #: what it has used since the domain was made
 
 
 class Permission(NamedTuple):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import builtins
 import errno
 import heapq
+import json
 import re
 import threading
 from collections import Counter, deque
@@ -26,9 +27,16 @@ from signal import SIGKILL, SIGTERM
 from typing import Any, Callable, NamedTuple, Optional
 from uuid import UUID
 
-from xenpm.errors import CALL_ERRORS, SleepFailed, XenError, hypercall_error, store_error
+from xenpm.errors import (
+    CALL_ERRORS,
+    JournalError,
+    SleepFailed,
+    XenError,
+    hypercall_error,
+    store_error,
+)
 from xenpm.ports import Ports
-from xenpm.types import DomainInfo, DomainType, Ending, Permission, ShutdownReason, Sleep
+from xenpm.types import DomainInfo, DomainType, Ending, Permission, ShutdownReason, Sleep, VcpuInfo
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -44,6 +52,7 @@ C_NAMES = {
     "version": "xc_version",
     "domain_info": "xc_domain_getinfolist",
     "domain_list": "xc_domain_getinfolist",
+    "vcpu_info": "xc_vcpu_getinfo",
     "pause": "xc_domain_pause",
     "unpause": "xc_domain_unpause",
     "resume": "xc_domain_resume",
@@ -452,6 +461,7 @@ class FakeGuest:
         self.seeded = False
         self.ring_bytes = 0  # that xenstored has for it and that it has not taken
         self.restarts = 0
+        self.stuck_vcpus: set[int] = set()  # that do not run
         # its hardware
         self.cards: dict[str, FakeCard] = {}
         self.backends: list[FakeBackend] = []
@@ -958,6 +968,7 @@ class FakeXen:
         self.hanging: list[object] = []  # what a function gives back when it is to hang as a job
         self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []  # programs
         self.jobs: list[FakeJob] = []
+        self.journal: list[dict[str, Any]] = []  # of a host suspend
         self._next_domid = 1
         self._agenda: list[tuple[int, int, Action]] = []
         self._appointments = 0
@@ -975,6 +986,7 @@ class FakeXen:
             FakeKernels(self),
             FakePower(self),
             FakeJobs(self),
+            FakeJournal(self),
         )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:
@@ -1042,6 +1054,8 @@ class FakeXen:
         def action(called: str) -> None:
             if called == "sleep":
                 raise SleepFailed("mem", code, "made to fail")
+            if called.startswith("journal"):
+                raise JournalError(code, "made to fail")
             kind = hypercall_error if called in HYPERCALLS else store_error
             if called in C_NAMES:  # locks and poller do not fail
                 raise kind(C_NAMES[called], code, "made to fail")
@@ -1144,6 +1158,13 @@ class FakeHypervisor(_Port):
         """All domains, by rising domid."""
         with self._call("domain_list"):
             return self._xen.infos()
+
+    def vcpu_info(self, domid: int, vcpu: int) -> VcpuInfo:
+        """What the hypervisor says of one vCPU."""
+        with self._call("vcpu_info"):
+            guest = self._guest("vcpu_info", domid)
+            runs = guest.running and not guest.pause_count and vcpu not in guest.stuck_vcpus
+            return VcpuInfo(True, not runs, self._xen.now_ns if runs else SECOND // 2)
 
     def pause(self, domid: int) -> None:
         """Take a domain off the CPUs."""
@@ -1318,6 +1339,32 @@ class FakeStore(_Port):
         """A domain that had shut down runs again."""
         with self._call("resume_domain"):
             self.connection.resume_domain(domid)
+
+
+class FakeJournal(_Port):
+    """`xenpm.ports.Journal` in the host's memory; it outlives this connection."""
+
+    def read(self) -> builtins.list[dict[str, Any]]:
+        """What has been noted."""
+        with self._call("journal_read"):
+            return json.loads(json.dumps(self._xen.journal))  # type: ignore[no-any-return]
+
+    def begin(self, entry: dict[str, Any]) -> None:
+        """Make a new one."""
+        with self._call("journal_begin"):
+            assert not self._xen.journal
+            self._xen.journal.append(entry)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note something."""
+        with self._call("journal_add"):
+            assert self._xen.journal
+            self._xen.journal.append(entry)
+
+    def end(self) -> None:
+        """Remove it."""
+        with self._call("journal_end"):
+            self._xen.journal.clear()
 
 
 class FakePci(_Port):

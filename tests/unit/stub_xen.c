@@ -115,6 +115,7 @@ int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
 DOMAIN_CALL(xc_domain_pause)
 DOMAIN_CALL(xc_domain_unpause)
 DOMAIN_CALL(xc_domain_soft_reset)
+DOMAIN_CALL(xc_vcpu_getinfo, uint32_t vcpu, xc_vcpuinfo_t *info)
 DOMAIN_CALL(xc_evtchn_reset)
 int xc_evtchn_status(xc_interface *xch, xc_evtchn_status_t *status) { return answer(__func__); }
 xenforeignmemory_handle *xenforeignmemory_open(xentoollog_logger *l, unsigned flags)

@@ -57,6 +57,8 @@ def examples() -> list[xenpm.XenError]:
         xenpm.ResumeError(WEB, "went wrong"),
         xenpm.NotSuspended(WEB, "went wrong"),
         xenpm.ReinitNotSupported(WEB, "went wrong"),
+        xenpm.JournalError("it went wrong"),
+        xenpm.HostSuspendError("it went wrong", {WEB: xenpm.NoSuchDomain("gone")}),
         xenpm.SleepFailed("mem", errno.EBUSY, "it went wrong"),
         xenpm.SleepFailed("mem", errno.EINVAL),
         interrupted,

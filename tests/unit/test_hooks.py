@@ -42,7 +42,7 @@ def run_all(
     tasks: list[Task[tuple[HookResult, ...]]] = []
     engine = Engine(ports)
     with DeferredSignals(ports.poller.wake) as signals:
-        run(engine, [machine], tasks, None, signals)  # type: ignore[type-var]
+        run(engine, [machine], tasks, None, signals)
     assert engine.idle
     assert engine.descriptors == ()
     return tasks[0].result()

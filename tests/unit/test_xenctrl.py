@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[object, ...]] = {
     "domain_info": (1,),
     "domain_list": (),
     "pause": (1,),
+    "vcpu_info": (1, 0),
     "unpause": (1,),
     "shutdown": (1, 2),
     "resume": (1, True),

@@ -23,6 +23,7 @@ from .fake_xen import (
     RELEASE_DOMAIN,
     FakeHypervisor,
     FakeJobs,
+    FakeJournal,
     FakeKernels,
     FakePci,
     FakePower,
@@ -626,6 +627,7 @@ def host(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Iterator[xenpm.Host]:
         FakeKernels(xen),
         FakePower(xen),
         FakeJobs(xen),
+        FakeJournal(xen),
     )
     with xenpm.Host(ports=ports) as host:
         yield host

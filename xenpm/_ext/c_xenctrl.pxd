@@ -26,6 +26,11 @@ cdef extern from "compat.h" nogil:
         uint8_t *handle
         uint32_t cpupool
 
+    ctypedef struct xc_vcpuinfo_t:
+        uint8_t online
+        uint8_t blocked
+        uint64_t cpu_time
+
     enum:
         XEN_DOMINF_dying
         XEN_DOMINF_hvm_guest
@@ -55,6 +60,8 @@ cdef extern from "compat.h" nogil:
     # number of domains, or -1 and errno
     int xc_domain_getinfolist(xc_interface *xch, uint32_t first_domain, unsigned int max_domains,
                               xc_domaininfo_t *info)
+    # 0, or -1 and errno
+    int xc_vcpu_getinfo(xc_interface *xch, uint32_t domid, uint32_t vcpu, xc_vcpuinfo_t *info)
     # port, or -1 and errno
     xc_evtchn_port_or_error_t xc_evtchn_alloc_unbound(xc_interface *xch, uint32_t dom,
                                                       uint32_t remote_dom)

@@ -31,7 +31,7 @@ from xenpm._ext.c_xentoollog cimport *
 from xenpm._ext.logs cimport drain_log
 
 from xenpm.errors import hypercall_error
-from xenpm.types import DomainInfo, DomainType
+from xenpm.types import DomainInfo, DomainType, VcpuInfo
 
 __all__ = ["BUILT_FOR", "Xenctrl"]
 
@@ -302,6 +302,21 @@ cdef class Xenctrl:
             return [_info(&infos[i]) for i in range(total)]
         finally:
             free(infos)
+
+    def vcpu_info(self, domid, vcpu):
+        """What the hypervisor says of one vCPU: ``xc_vcpu_getinfo``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_vcpu = to_uint32(vcpu, "vcpu")
+        cdef xc_vcpuinfo_t info
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
+                result = xc_vcpu_getinfo(self._xch, c_domid, c_vcpu, &info)
+                self._end(&left)
+        _done("xc_vcpu_getinfo", result, &left)
+        return VcpuInfo(bool(info.online), bool(info.blocked), info.cpu_time)
 
     def pause(self, domid):
         """Take the domain off the CPUs without its knowledge; counts: ``xc_domain_pause``."""

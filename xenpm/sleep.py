@@ -1,0 +1,796 @@
+"""The whole host goes to sleep and comes back: a transaction over all its guests.
+
+Like the conversations with one guest it is a machine without I/O.  For each guest it starts another
+one: down, at the moment when no guest that is still up depends on it; up again, at the moment when
+all that it depends on runs.  A journal has a line before each thing that a killed process would
+leave half done.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import protocol, reinit
+from .actions import (
+    Cancel,
+    Cancelled,
+    Child,
+    Clock,
+    EnterSleep,
+    GetSleepStates,
+    GetVcpu,
+    Join,
+    JournalAdd,
+    JournalBegin,
+    JournalEnd,
+    JournalRead,
+    ListDomains,
+    Lock,
+    Machine,
+    Pause,
+    Start,
+    Swap,
+    Unpause,
+    Wait,
+    Wake,
+    look,
+)
+from .devices import used_by
+from .errors import (
+    CALL_ERRORS,
+    HostSuspendError,
+    JournalError,
+    NoSuchDomain,
+    NotPermitted,
+    NotSuspended,
+    SleepFailed,
+    SuspendCancelled,
+    SuspendError,
+    SuspendInterrupted,
+    XenError,
+)
+from .hooks import Hook, HookEvent, HookPoint, HookResult, run_hooks
+from .plan import Plan, PlanEntry
+from .policy import OnFailure, OnHookFailure, Policy, Settings
+from .timeline import HOST, Span, Timeline, printable
+from .types import (
+    Device,
+    DomainInfo,
+    DomainRef,
+    DomainState,
+    Phase,
+    Resumption,
+    Sleep,
+    Suspension,
+    XenbusState,
+    plain,
+)
+
+__all__ = ["DomainReport", "Outcome", "Report", "resume_domains", "suspend"]
+
+_log = logging.getLogger("xenpm.sleep")
+
+_NS = 1_000_000_000
+_LATE_NS = 30 * _NS  # how long a guest that took the request is watched over, as `Domain.suspend`
+_PAUSED_INSTEAD_NS = _NS  # the same for one that is paused then: paused it cannot suspend
+_BACKENDS_NS = 30 * _NS  # as `Domain.resume`
+_HEALTH_NS = 10 * _NS  # what a guest has for being as it was
+_LOOK_AGAIN_NS = _NS // 20  # nothing tells when a vCPU has run
+_LONG_NS = 86_400 * _NS  # for waits whose ends have deadlines of their own
+_PARTS = ("request", "acknowledge", "suspend")  # of a suspension
+_HOST_LOCK = 0  # domain 0 is never suspended by itself: its lock is the host's
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for a whole host suspend, or for its undoing."""
+
+    settings: Settings  #: the deadlines, and what a hook's failure means
+    hooks: Sequence[Hook]  #: what is called before and after
+    tell: Callable[[str], None]  #: gets what happens, in words, when it happens
+
+
+class Outcome(enum.Enum):
+    """What has become of a domain."""
+
+    UNTOUCHED = "untouched"  #: its turn did not come
+    LEFT = "left"  #: as it was, as the plan says
+    SUSPENDED = "suspended"  #: by us; it is down
+    PAUSED = "paused"  #: by us; it is down
+    FAILED = "failed"  #: it could not be suspended, and runs
+    RUNNING = "running"  #: it was down, and has been brought back
+    GONE = "gone"  #: it has shut down, crashed or been destroyed meanwhile
+    LOST = "lost"  #: it is still down, for it could not be brought back
+
+
+@dataclass
+class DomainReport:
+    """The story of one domain."""
+
+    entry: PlanEntry
+    outcome: Outcome = Outcome.UNTOUCHED
+    error: XenError | None = None  #: why it was not suspended
+    suspension: Suspension | None = None
+    resumption: Resumption | None = None
+    hooks: list[HookResult] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  #: what is not as it should be, in words
+
+    @property
+    def domain(self) -> DomainRef:
+        """Which domain."""
+        return self.entry.domain
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, ready for ``json.dumps``."""
+        return {
+            **plain(self.entry),
+            "outcome": self.outcome.value,
+            "error": self.error and type(self.error).__name__,
+            "message": self.error and str(self.error),
+            "suspension": self.suspension and self.suspension.to_dict(),
+            "resumption": self.resumption and self.resumption.to_dict(),
+            "hooks": plain(self.hooks),
+            "problems": self.problems,
+        }
+
+
+@dataclass
+class Report:
+    """The story of a host suspend, or of the half of it that was asked for."""
+
+    state: str  #: the sleep state; empty when somebody else puts the machine to sleep
+    domains: dict[int, DomainReport]  #: by domid
+    timeline: Timeline = field(default_factory=Timeline)
+    sleep: Sleep | None = None  #: None: the machine was not put to sleep
+    hooks: list[HookResult] = field(default_factory=list)  #: the host's own
+    host_problems: list[str] = field(default_factory=list)  #: those of no single domain
+
+    @property
+    def problems(self) -> list[str]:
+        """All that is not as it should be, in words; empty when all is well."""
+        return self.host_problems + [
+            f"{each.domain}: {problem}"
+            for each in self.domains.values()
+            for problem in each.problems
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values, ready for ``json.dumps``."""
+        return {
+            "state": self.state,
+            "domains": [each.to_dict() for each in self.domains.values()],
+            "sleep": plain(self.sleep),
+            "hooks": plain(self.hooks),
+            "problems": self.problems,
+            "timeline": self.timeline.to_dict(),
+        }
+
+    def to_text(self) -> str:
+        """The same for the terminal: a line for each domain, the sleep, then what is wrong."""
+        rows = [
+            (printable(str(each.domain)), each.outcome.value, each.entry.policy.value, _took(each))
+            for each in self.domains.values()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            for row in rows
+        ]
+        if self.sleep is not None:
+            lines.append(_slept(self.sleep))
+        return "\n".join([*lines, *(f"PROBLEM: {printable(each)}" for each in self.problems)])
+
+
+def _took(report: DomainReport) -> str:
+    words = []
+    if report.suspension is not None:
+        words.append(f"suspended in {_ms(report.suspension.total_ns)}")
+    if report.resumption is not None:
+        words.append(f"resumed in {_ms(report.resumption.total_ns)}")
+    return ", ".join(words) or (report.entry.reason if not report.entry.goes_down else "")
+
+
+def _slept(sleep: Sleep) -> str:
+    by = ", ".join(sleep.woken_by)
+    if sleep.wakeup_irq is not None:
+        by = ", ".join(filter(None, [by, f"interrupt {sleep.wakeup_irq} {sleep.wakeup_irq_name}"]))
+    woken = f"; woken by {by.rstrip()}" if by else "; the kernel does not know what woke it"
+    return f"the machine slept for {sleep.slept_ns / _NS:.1f} s ({sleep.state}){woken}"
+
+
+def _ms(ns: int) -> str:
+    return f"{ns / 1e6:.1f} ms"
+
+
+@dataclass
+class _Domain:
+    """What the transaction itself knows of one domain, besides its report."""
+
+    report: DomainReport
+    down: bool = False  # it is to be brought back
+    asked: Policy | None = None  # what is being done with it, or was when a process was killed
+    hooked: bool = False  # its hooks have been told that it goes down
+    may_suspend_late: bool = False  # it took the request, so it may suspend as soon as it runs
+    connected: tuple[str, ...] = ()  # the backends of its devices that were connected before
+    vcpu_ns: dict[int, int] = field(default_factory=dict)  # what its vCPUs had used while down
+    since_ns: int = 0  # when it went down, if by this process
+
+    @property
+    def domain(self) -> DomainRef:
+        return self.report.entry.domain
+
+    def missing(self, what: str) -> None:
+        """It is not there any more as it was."""
+        self.down = False
+        self.report.outcome = Outcome.GONE
+        self.report.problems.append(what)
+
+
+class _Transaction:
+    """One host suspend, or what is left of one."""
+
+    def __init__(
+        self,
+        state: str,
+        entries: Iterable[PlanEntry],
+        terms: Terms,
+        now: Clock,
+    ) -> None:
+        self.state = state
+        self.terms = terms
+        self.settings = terms.settings
+        self.now = now
+        self.domains = {entry.domain.domid: _Domain(DomainReport(entry)) for entry in entries}
+        self.report = Report(state, {domid: each.report for domid, each in self.domains.items()})
+        self.failures: dict[DomainRef, XenError] = {}
+        self.stops: list[str] = []  # why the host is not to sleep, or did not
+        self.cancelled = False
+
+    def tell(self, text: str, level: int = logging.INFO) -> None:
+        """Say what happens, when it happens."""
+        _log.log(level, "%s", text)
+        try:
+            self.terms.tell(text)
+        except Exception:  # of the caller's: nobody's guests stay down for a full terminal
+            _log.exception("progress could not be told")
+
+    def span(self, row: str, what: str, began: int, detail: str = "", failed: bool = False) -> None:
+        """Something has ended now."""
+        self.report.timeline.add(Span(row, what, began, self.now(), detail, failed))
+
+    def note(self, **entry: Any) -> Machine[bool]:
+        """Add to the journal; whether it could be written.  If not, the host is not to sleep."""
+        try:
+            yield JournalAdd(entry)
+        except JournalError as error:
+            self.stop(str(error))
+            return False
+        return True
+
+    def stop(self, why: str) -> None:
+        """The host is not to sleep."""
+        self.stops.append(why)
+        self.tell(why, logging.ERROR)
+
+    @property
+    def ends(self) -> bool:
+        """Whether all is to be undone."""
+        return self.cancelled or bool(self.stops)
+
+    # -- going down
+
+    def go_down(self) -> Machine[None]:
+        """Suspend or pause all that is to go down, each when its turn comes."""
+        until = self.now() + int(self.settings.timeout * _NS)
+        yield from self.host_hooks(HookPoint.HOST_PRE)
+        began = self.now()
+        waiting = {}
+        for domid, each in self.domains.items():
+            if each.report.entry.goes_down:
+                waiting[domid] = each
+            else:
+                each.report.outcome = Outcome.LEFT
+        running: dict[int, Child] = {}
+        up = set(waiting)
+        while (running or waiting) and not self.ends:
+            for domid in [d for d, e in waiting.items() if not up & set(e.report.entry.after)]:
+                running[domid] = yield Start(self.one_down(waiting.pop(domid)))
+            if not (yield from self.joined(running.values(), until)) and not self.cancelled:
+                slow = ", ".join(str(self.domains[domid].domain) for domid in running)
+                self.stop(f"not all was down after {self.settings.timeout:g} s: {slow} is not")
+            for domid in [d for d, child in running.items() if child.done]:
+                self.ended(running.pop(domid))
+                up.discard(domid)
+        for child in running.values():
+            yield Cancel(child)
+        yield from self.all_ended(running.values())
+        self.span(HOST, "suspend", began, "; ".join(self.stops), failed=self.ends)
+
+    def joined(self, children: Collection[Child], until: int) -> Machine[bool]:
+        """Wait for one of them; False when time is up or the caller has cancelled."""
+        try:
+            return bool((yield Join(tuple(children), until)))
+        except Cancelled:
+            self.cancelled = True
+            return False
+
+    def all_ended(self, children: Iterable[Child]) -> Machine[None]:
+        """Wait for all of them, whatever the caller wants: they have deadlines of their own."""
+        for child in children:
+            while not child.done:
+                yield from self.joined((child,), self.now() + _LONG_NS)
+            self.ended(child)
+
+    def ended(self, child: Child) -> None:
+        """One of our machines has ended; it has told what it came to, unless it has a fault."""
+        try:
+            child.result()
+        except Exception as error:  # it must not keep the other guests down
+            _log.exception("a part of a host suspend has failed")
+            self.stop(f"xenpm failed in the middle: {error!r}")
+
+    def host_hooks(self, point: HookPoint, result: str = "") -> Machine[None]:
+        event = HookEvent(point, self.state, None, result)
+        try:
+            yield from self.call_hooks(event, HOST, self.report.hooks)
+        except Cancelled:
+            self.cancelled = True
+
+    def call_hooks(self, event: HookEvent, row: str, results: list[HookResult]) -> Machine[bool]:
+        """Call all hooks; whether they let the host sleep."""
+        fine = True
+        for hook in self.terms.hooks:
+            began = self.now()
+            timeout_ns = int(self.settings.hook_timeout * _NS)
+            (result,) = yield from run_hooks((hook,), event, self.now, timeout_ns)
+            results.append(result)
+            self.span(row, "hook", began, f"{result.name} {event.point.value}", result.failed)
+            if not result.failed:
+                continue
+            self.report.host_problems.append(str(result))
+            self.tell(str(result), logging.WARNING)
+            before = event.point in (HookPoint.HOST_PRE, HookPoint.DOMAIN_PRE)
+            if before and self.settings.on_hook_failure is OnHookFailure.UNDO:
+                self.stop(f"{result}; so the host does not sleep")
+                fine = False
+        return fine
+
+    def one_down(self, each: _Domain) -> Machine[None]:
+        """Suspend or pause one domain; what comes of it is in its report."""
+        each.hooked = True
+        event = HookEvent(HookPoint.DOMAIN_PRE, self.state, each.domain)
+        try:
+            if not (yield from self.call_hooks(event, str(each.domain), each.report.hooks)):
+                return
+        except Cancelled:
+            return
+        domid, how = each.domain.domid, each.report.entry.policy
+        if not (yield from self.note(event="asked", domid=domid, how=how.value)):
+            return
+        each.asked = how
+        if how is Policy.PAUSE:
+            yield from self.pause(each)
+        else:
+            yield from self.suspend(each)
+        each.asked = None  # what became of it is known
+
+    def suspend(self, each: _Domain) -> Machine[None]:
+        domain, entry, report = each.domain, each.report.entry, each.report
+        began = self.now()
+        timeout_ns = None if entry.timeout is None else int(entry.timeout * _NS)
+        late_ns = _PAUSED_INSTEAD_NS if entry.on_failure is OnFailure.PAUSE else _LATE_NS
+        try:
+            devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
+            done = yield from protocol.suspend(domain, self.now, timeout_ns, late_ns)
+        except (NoSuchDomain, SuspendInterrupted) as error:
+            each.missing(str(error))
+            self.tell(str(error), logging.WARNING)
+        except XenError as error:
+            yield from self.not_suspended(each, error)
+        else:
+            report.outcome, report.suspension, each.down = Outcome.SUSPENDED, done, True
+            each.connected = tuple(device.backend for device in devices if _connected(device))
+            each.since_ns = self.now()
+            parts = ((part, getattr(done, f"{part}_ns")) for part in _PARTS)
+            detail = ", ".join(f"{part} {_ms(ns)}" for part, ns in parts)
+            self.span(str(domain), "suspend", began, detail)
+            yield from self.note(event="down", domid=domain.domid, connected=each.connected)
+            self.tell(f"{domain}: suspended in {_ms(done.total_ns)}")
+            return
+        self.span(str(domain), "suspend", began, str(report.error or ""), failed=True)
+
+    def not_suspended(self, each: _Domain, error: XenError) -> Machine[None]:
+        """It could not be suspended: pause it instead, or have all undone."""
+        report = each.report
+        report.error, report.outcome = error, Outcome.FAILED
+        phase = error.phase if isinstance(error, SuspendError) else Phase.IDLE
+        each.may_suspend_late = phase is Phase.ACKNOWLEDGED
+        if isinstance(error, SuspendCancelled):
+            if each.may_suspend_late:
+                report.problems.append(error.message)
+            return
+        if report.entry.on_failure is OnFailure.UNDO:
+            self.failures[each.domain] = error
+            self.stop(str(error))
+            return
+        self.tell(f"{error}; it is paused instead", logging.WARNING)
+        report.problems.append(f"was paused, for it could not be suspended: {error}")
+        if (yield from self.note(event="asked", domid=each.domain.domid, how=Policy.PAUSE.value)):
+            yield from self.pause(each)
+
+    def pause(self, each: _Domain) -> Machine[None]:
+        began = self.now()
+        domain = each.domain
+        try:
+            if (yield from look(domain)) is None:
+                each.missing("is gone")
+                return
+            yield Pause(domain.domid)
+        except CALL_ERRORS as error:
+            each.report.error, each.report.outcome = error, Outcome.FAILED
+            self.failures[domain] = error
+            self.stop(f"{domain} cannot be paused: {error}")
+            return
+        each.report.outcome, each.down, each.since_ns = Outcome.PAUSED, True, self.now()
+        self.span(str(domain), "pause", began)
+        yield from self.note(event="down", domid=domain.domid, connected=())
+        self.tell(f"{domain}: paused")
+
+    # -- in between
+
+    def go_to_sleep(self) -> Machine[None]:
+        """Put the machine to sleep, unless the caller has cancelled meanwhile."""
+        for info in (yield ListDomains()):
+            if info.domid != 0 and info.domid not in self.domains:
+                self.report.host_problems.append(
+                    f"domain {info.domid} was created meanwhile: Xen stops it, and it is not told"
+                )
+        yield from self.joined((), self.now())  # hears of the signals that have come
+        if self.ends or not (yield from self.note(event="sleep")):
+            return
+        self.tell(f"all guests are down, the machine goes to sleep ({self.state})")
+        try:
+            slept: Sleep = yield EnterSleep(self.state)
+        except (SleepFailed, NotPermitted) as error:
+            self.report.sleep = getattr(error, "sleep", None)
+            self.stop(str(error))
+            return
+        self.report.sleep = slept
+        self.report.timeline.add_sleep(slept)
+        self.tell(_slept(slept))
+        for problem in slept.problems:
+            self.stop(problem)
+
+    # -- coming up
+
+    def come_up(self) -> Machine[None]:
+        """Bring everything back, each domain when all that it needs is up; failures are noted."""
+        began = self.now()
+        waiting = {
+            domid: each
+            for domid, each in self.domains.items()
+            if each.down or each.asked or each.hooked
+        }
+        running: dict[int, Child] = {}
+        afterwards: list[Child] = []
+        down = set(waiting)
+        while running or waiting:
+            for domid in [d for d, e in waiting.items() if not down & set(e.report.entry.needs)]:
+                running[domid] = yield Start(self.one_up(waiting.pop(domid)))
+            yield from self.joined(running.values(), self.now() + _LONG_NS)
+            for domid in [d for d, child in running.items() if child.done]:
+                self.ended(running.pop(domid))
+                down.discard(domid)
+                # beside the others, which need not wait for that
+                afterwards.append((yield Start(self.look_after(self.domains[domid]))))
+        self.span(HOST, "undo" if self.ends else "resume", began, failed=bool(self.lost))
+        yield from self.all_ended(afterwards)
+
+    def one_up(self, each: _Domain) -> Machine[None]:
+        """Resume or unpause one domain."""
+        if each.asked and not each.down:
+            yield from self.take_back(each)
+        if not each.down:
+            return
+        domain, report = each.domain, each.report
+        began = self.now()
+        paused = report.outcome is Outcome.PAUSED
+        if each.since_ns:
+            self.span(str(domain), "paused" if paused else "suspended", each.since_ns)
+        try:
+            if paused:
+                yield from self.unpause(each)
+            else:
+                each.vcpu_ns = yield from self.vcpus(each)
+                yield from self.resume(each)
+        except NoSuchDomain as error:
+            each.missing(str(error))
+        except NotSuspended as error:
+            info = yield from look(domain)
+            if info is not None and info.state in (DomainState.RUNNING, DomainState.PAUSED):
+                report.outcome = Outcome.RUNNING
+                report.problems.append("somebody else has resumed it")
+            else:
+                each.missing(_why(info) if info else str(error))
+        except XenError as error:
+            report.outcome = Outcome.LOST
+            report.problems.append(str(error))
+        failed = report.outcome is not Outcome.RUNNING
+        self.span(str(domain), "unpause" if paused else "resume", began, failed=failed)
+        if failed:
+            self.tell(f"{domain}: {report.problems[-1]}", logging.ERROR)
+        if report.outcome is not Outcome.LOST:
+            each.down = False
+            yield from self.note(event="up", domid=domain.domid)
+
+    def resume(self, each: _Domain) -> Machine[None]:
+        done = yield from reinit.resume(each.domain, self.now, _BACKENDS_NS, None, False)
+        each.report.outcome, each.report.resumption = Outcome.RUNNING, done
+        each.report.problems += done.problems
+        way = "" if done.cooperative else " by starting over"
+        self.tell(f"{each.domain}: resumed{way} in {_ms(done.total_ns)}")
+
+    def unpause(self, each: _Domain) -> Machine[None]:
+        domain = each.domain
+        info = yield from look(domain)
+        if info is None:
+            raise NoSuchDomain(f"{domain} is gone")
+        if info.paused:
+            yield Unpause(domain.domid)
+            self.tell(f"{domain}: unpaused")
+        else:
+            each.report.problems.append("somebody else has unpaused it")
+        each.report.outcome = Outcome.RUNNING
+        if each.may_suspend_late:
+            yield from self.watch_late(each)
+
+    def watch_late(self, each: _Domain) -> Machine[bool]:
+        """Resume a guest that has taken a request before, should it suspend now; whether it did."""
+        until = self.now() + _LATE_NS
+        while True:
+            info = yield from look(each.domain)
+            if info is not None and info.suspended:
+                yield from self.resume(each)
+                return True
+            if info is None or info.shutdown or info.dying or self.now() >= until:
+                return False
+            yield Wait(each.domain, until)
+
+    def take_back(self, each: _Domain) -> Machine[None]:
+        """What was being done with it has not ended, for a kill or a fault: see how far it came."""
+        domain, report = each.domain, each.report
+        info = yield from look(domain)
+        if info is None:
+            each.missing("is gone")
+            return
+        if each.asked is Policy.PAUSE:
+            each.down = info.paused
+            report.outcome = Outcome.PAUSED if info.paused else Outcome.UNTOUCHED
+            return
+        home = f"/local/domain/{domain.domid}"
+        path = f"{home}/control/shutdown"
+        try:
+            found = yield Swap(path, (b"suspend",), b"", domain.domid, home)
+            info = yield from look(domain)
+            if info is not None and info.suspended:
+                each.down, report.outcome = True, Outcome.SUSPENDED
+            elif found != b"suspend" and (yield from self.watch_late(each)):
+                report.problems.append("suspended only now, and was resumed at once")
+        except XenError as error:
+            report.outcome = Outcome.LOST
+            report.problems.append(f"whether it may yet suspend is unknown: {error}")
+
+    def look_after(self, each: _Domain) -> Machine[None]:
+        """See whether a domain is well again, then tell its hooks."""
+        report = each.report
+        if report.outcome is Outcome.RUNNING:
+            began = self.now()
+            count = len(report.problems)
+            yield from self.check_health(each)
+            self.span(str(each.domain), "check", began, failed=len(report.problems) > count)
+            for problem in report.problems[count:]:
+                self.tell(f"{each.domain}: {problem}", logging.ERROR)
+        if each.hooked:
+            result = "; ".join(report.problems) or "ok"
+            event = HookEvent(HookPoint.DOMAIN_POST, self.state, each.domain, result)
+            yield from self.call_hooks(event, str(each.domain), report.hooks)
+
+    def vcpus(self, each: _Domain) -> Machine[dict[int, int]]:
+        """What each vCPU in use has had of the CPUs, in nanoseconds."""
+        info = yield from look(each.domain)
+        found = {}
+        for number in range(0 if info is None else info.max_vcpu_id + 1):
+            vcpu = yield GetVcpu(each.domain.domid, number)
+            if vcpu.online:
+                found[number] = vcpu.cpu_time_ns
+        return found
+
+    def check_health(self, each: _Domain) -> Machine[None]:
+        """Wait until the vCPUs have run and the devices are connected; what is not is noted."""
+        report, domain = each.report, each.domain
+        until = self.now() + _HEALTH_NS
+        try:
+            while True:
+                info = yield from look(domain)
+                if info is None or info.shutdown or info.dying:
+                    each.missing(f"{_why(info)}, after it was brought back")
+                    return
+                used = yield from self.vcpus(each)
+                idle = [n for n, before in each.vcpu_ns.items() if used.get(n, 0) <= before]
+                devices = {d.backend: d for d in (yield from used_by(domain.domid, []))}
+                apart = [
+                    path
+                    for path in each.connected
+                    if path not in devices or not _connected(devices[path])
+                ]
+                if (not idle and not apart) or self.now() >= until:
+                    break
+                wake: Wake = yield Wait(domain, min(until, self.now() + _LOOK_AGAIN_NS))
+                if wake.domain:
+                    continue
+        except CALL_ERRORS as error:
+            report.problems.append(f"whether it is well could not be seen: {error}")
+            return
+        report.problems += [f"its vCPU {number} does not run" for number in idle]
+        report.problems += [
+            f"its {devices.get(path, path)} is not connected again" for path in apart
+        ]
+
+    # -- the whole
+
+    def bring_back(self) -> Machine[None]:
+        """Come up, tell the hooks, and remove the journal unless it is needed for trying again."""
+        yield from self.come_up()
+        result = "; ".join([*self.stops, *self.report.problems]) or "ok"
+        yield from self.host_hooks(HookPoint.HOST_POST, result)
+        if self.lost:
+            return
+        try:
+            yield JournalEnd()
+        except JournalError as error:
+            self.report.host_problems.append(str(error))
+
+    @property
+    def lost(self) -> list[DomainReport]:
+        """The domains that are still down."""
+        return [each for each in self.report.domains.values() if each.outcome is Outcome.LOST]
+
+    def replay(self, note: dict[str, Any]) -> None:
+        """What a line of the journal says has become of a domain."""
+        if "domid" not in note:
+            return
+        each = self.domains[note["domid"]]
+        if note["event"] == "asked":
+            each.may_suspend_late = each.asked is Policy.SUSPEND
+            each.asked, each.hooked = Policy(note["how"]), True
+        elif note["event"] == "down":
+            each.down, each.connected = True, tuple(note["connected"])
+            paused = each.asked is Policy.PAUSE
+            each.report.outcome = Outcome.PAUSED if paused else Outcome.SUSPENDED
+        elif note["event"] == "up":
+            each.down, each.asked, each.hooked = False, None, False
+            each.report.outcome = Outcome.RUNNING
+
+
+def _connected(device: Device) -> bool:
+    return device.frontend_state is device.backend_state is XenbusState.CONNECTED
+
+
+def _why(info: DomainInfo | None) -> str:
+    """Why a domain does not run any more."""
+    if info is None or info.dying:
+        return "was destroyed"
+    reason = info.shutdown_reason
+    name = str(info.shutdown_code) if reason is None else reason.name.lower()
+    return f"has shut down with reason {name}"
+
+
+def suspend(state: str, plan: Plan, terms: Terms, now: Clock) -> Machine[Report]:
+    """Suspend the guests, put the machine to sleep, bring the guests back.
+
+    Args:
+        state: what is written to ``/sys/power/state``; empty: stop when all guests are down, for
+            the caller puts the machine to sleep and has them brought back later.
+        plan: what is to happen to each domain.
+        terms: what holds for the whole.
+        now: a monotonic clock in nanoseconds.
+
+    Raises:
+        HostSuspendError: refused by the plan or the kernel, and nothing was touched; or not slept,
+            and all that was down has been brought back, as far as that was possible; or something
+            did not come back.
+        JournalError: it cannot be written, or another host suspend is under way or was left
+            unfinished; nothing was touched.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
+    """
+    self = _Transaction(state, plan.entries, terms, now)
+    if plan.refusals:
+        raise HostSuspendError("the host must not sleep: " + "; ".join(plan.refusals))
+    if state and state not in (offered := (yield GetSleepStates())):
+        raise HostSuspendError(
+            f"the kernel does not offer the sleep state {state!r} but "
+            f"{' '.join(offered) or 'none at all'}; nothing was touched"
+        )
+    yield from _take_host()
+    if (yield JournalRead()):
+        raise JournalError(
+            "guests are down already, by a host suspend that was interrupted or that waits for "
+            "resume-domains: 'python -m xenpm host resume-domains' brings them back"
+        )
+    yield JournalBegin({"event": "plan", "state": state, "entries": plain(plan.entries)})
+    try:
+        yield from self.go_down()
+        if not self.ends and not state:
+            if (yield from self.note(event="handed over")):
+                return self.report
+        elif not self.ends:
+            yield from self.go_to_sleep()
+    except Exception as error:  # whatever it is, the guests come back
+        _log.exception("going down has failed")
+        self.stop(f"xenpm failed in the middle: {error!r}")
+    yield from self.bring_back()
+    if not self.ends and not self.lost:
+        return self.report
+    what = "was interrupted before it slept" if self.cancelled else "did not sleep"
+    if self.report.sleep is not None and self.report.sleep.verified:
+        what = "slept"
+    why = list(self.stops) + [f"{each.domain} {each.problems[-1]}" for each in self.lost]
+    if not why:  # cancelled after the sleep, when all was on its way back anyway
+        return self.report
+    raise HostSuspendError(
+        f"the host {what}: {'; '.join(why)}",
+        self.failures,
+        rolled_back=not self.lost,
+        report=self.report,
+    )
+
+
+def _take_host() -> Machine[None]:
+    if not (yield Lock(_HOST_LOCK)):
+        raise JournalError("another process is suspending or resuming this host at this moment")
+
+
+def resume_domains(terms: Terms, now: Clock, *, only_interrupted: bool) -> Machine[Report | None]:
+    """Bring back what a host suspend has left down: one that was told to, or one that was killed.
+
+    Results in None when there is nothing to bring back.
+
+    Args:
+        terms: as for `suspend`.
+        now: a monotonic clock in nanoseconds.
+        only_interrupted: leave alone what is down on purpose.
+
+    Raises:
+        HostSuspendError: not everything came back; the journal stays, so it can be tried again.
+        JournalError: the journal makes no sense, or another process is at it; or the guests are
+            down on purpose.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed.
+    """
+    yield from _take_host()
+    notes: list[dict[str, Any]] = yield JournalRead()
+    if not notes:
+        return None
+    if only_interrupted and notes[-1].get("event") == "handed over":
+        raise JournalError(
+            "the guests are down on purpose, by suspend-domains: if the machine is not about to "
+            "sleep, 'python -m xenpm host resume-domains' brings them back"
+        )
+    try:
+        entries = [PlanEntry.of(each) for each in notes[0]["entries"]]
+        self = _Transaction(notes[0]["state"], entries, terms, now)
+        for note in notes[1:]:
+            self.replay(note)
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalError(f"the journal makes no sense: {error!r}") from error
+    yield from self.bring_back()
+    if self.lost:
+        raise HostSuspendError(
+            "not everything came back: " + "; ".join(self.report.problems),
+            rolled_back=False,
+            report=self.report,
+        )
+    return self.report
