@@ -7,6 +7,7 @@ import itertools
 import signal
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -524,7 +525,7 @@ def test_recover_leaves_a_reused_domid_alone(xen: FakeXen, host: xenpm.Host) -> 
     host.suspend_domains()
     web.destroy()
     xen.pass_time(MS)
-    new = xen.add_guest("new", domid=web.domid)
+    new = xen.add_guest("new", domid=web.domid, uuid=UUID(int=7))
     new.pause()
     report = host.resume_domains()
     assert report is not None
