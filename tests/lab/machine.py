@@ -433,6 +433,49 @@ class Machine:
         """Put right, before each S3, what the emulated chipset forgot at the last wake."""
         self.ssh(SLEEP_QUIRK)
 
+    def through_sleep(
+        self, command: str, *, seconds: float | None = 5.0, timeout: float = 300
+    ) -> tuple[int, str]:
+        """Run a command in dom0 that puts the machine to sleep, wake it, and wait for the end.
+
+        Args:
+            command: a shell command.
+            seconds: how long the machine sleeps; None: it is not to sleep at all.
+            timeout: seconds until it sleeps, and again from its wake-up to the command's end.
+
+        Returns:
+            The command's exit status, and all that it has written.
+        """
+        if seconds is not None:
+            self.sleep_quirk()
+        self.qmp.forget_events()
+        # not a child of the connection, which does not outlive the sleep
+        done = "/root/through-sleep"
+        script = (
+            f"{{ {command}\n}} > {done}.out 2>&1\n"
+            f"echo $? > {done}.new; mv {done}.new {done}.status\n"
+        )
+        self.ssh(f"rm -f {done}.* && cat > {done}", input_=script.encode())
+        self.ssh(f"setsid sh {done} </dev/null >/dev/null 2>&1 &")
+        if seconds is not None:
+            self.qmp.wait_event("SUSPEND", timeout)
+            time.sleep(seconds)  # the length of the sleep; nothing is waited for
+            self.qmp.command("system_wakeup")
+            self.qmp.wait_event("WAKEUP", 60)
+            self.disconnect()
+            self.connect()
+        self.ssh(
+            f"timeout {timeout} sh -c 'until [ -e {done}.status ]; do sleep 0.2; done'",
+            timeout=timeout + 30,
+        )
+        if seconds is None and any(event["event"] == "SUSPEND" for event in self._events()):
+            raise LabError(f"the machine has slept: {command}")
+        return int(self.read(f"{done}.status")), self.read(f"{done}.out").decode(errors="replace")
+
+    def _events(self) -> list[dict[str, Any]]:
+        self.qmp.command("query-status")  # takes the events that have come
+        return list(self.qmp.events)
+
     def serial_log(self) -> str:
         """All that Xen and dom0's kernel have written since this machine was started."""
         return (self.directory / "serial.log").read_text(errors="replace")

@@ -49,6 +49,8 @@ class Guest:
     """whether xl leaves it as it is when it has crashed, rebooted or powered off"""
     pace_ms: int = 0
     """how long it rests after each operation on a disk"""
+    deaf: bool = False
+    """whether its kernel does not hear requests to suspend"""
     work: str = ""
     """what it does besides counting (comma list): io, xs, ping; backends: serve other guests, with
     bridge: also its network"""
@@ -83,6 +85,8 @@ class Guest:
         extra = "console=hvc0 panic=-1 rdinit=/init"
         if self.card and self.kind == "pv":
             extra += " iommu=soft swiotlb=force"  # it has no other memory that the card can reach
+        if self.deaf:
+            extra += " initcall_blacklist=setup_shutdown_event"
         extra += f" modules={','.join(self.modules)} work={self.work} address={self.address}"
         return extra + (f" pace={self.pace_ms}" if self.pace_ms else "")
 
@@ -222,6 +226,17 @@ SCENES = {
         Scene("hvm", (
             Guest("hvm1", "hvm", memory_mib=256, disk_mib=64),
             Guest("card", "hvm", memory_mib=256, card=True, started=False),
+        )),
+        # a whole host: two are served by a driver domain, one hears nothing, one is left alone
+        Scene("night", (
+            Guest("net", card=True, address="10.0.2.40", work="backends,bridge,ping"),
+            Guest("web", disk_mib=16, net_from="net", address="10.0.2.42", work="io,ping",
+                  pace_ms=20),
+            Guest("db", vcpus=2, disk_mib=16, work="io", pace_ms=20),
+            Guest("mail", "pvh", disk_mib=16, net_from="net", address="10.0.2.43",
+                  work="io,ping", pace_ms=50),
+            Guest("idle"),
+            Guest("deaf", deaf=True),
         )),
         # three levels: both of the last need store or net, and store needs net
         Scene("drivers", (
