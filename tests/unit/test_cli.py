@@ -386,3 +386,99 @@ def test_output_that_nobody_reads() -> None:
             env={"PYTHONPATH": os.pathsep.join(sys.path)},
         )
     assert done.stderr == ""
+
+
+# -- host
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host on which nothing is configured."""
+    monkeypatch.setattr("xenpm.host.read_settings", xenpm.Settings)
+    monkeypatch.setattr("xenpm.host.find_hooks", list)
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_plan(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web1")
+    xen.add_guest("db")
+    code, output, complaints = run(capsys, "host", "plan", "--rule", "db=leave")
+    assert (code, complaints) == (0, "")
+    assert output.splitlines() == [
+        "STEP  DOMAIN           POLICY   IF IT FAILS  BECAUSE",
+        "1     web1 (domain 1)  suspend  pause        can suspend itself",
+        "-     db (domain 2)    leave    -            the caller says so",
+    ]
+    code, output, _ = run(capsys, "host", "plan", "--json", "--rule", "db=abort")
+    assert code == 1
+    assert json.loads(output)["refusals"] == ["db (domain 2): the caller says so"]
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_suspend(xen: FakeXen, capsys: Capture, tmp_path: Any) -> None:
+    xen.add_guest("web1")
+    trace, picture = tmp_path / "trace.json", tmp_path / "night.svg"
+    code, output, complaints = run(
+        capsys, "host", "suspend", "--trace", str(trace), "--picture", str(picture)
+    )
+    assert code == 0
+    assert re.match(r"web1 \(domain 1\)  running  suspend  suspended in \d+\.\d ms, resu", output)
+    assert "the machine slept for 60.0 s (mem); woken by PNP0C0C:00" in output
+    assert "suspended in" in complaints  # the progress
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert picture.read_text().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_suspend_with_problems(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("deaf", acknowledge_ns=None)
+    code, output, complaints = run(capsys, "host", "suspend", "--quiet", "--json")
+    assert code == 1
+    assert complaints == ""
+    assert "was paused, for it could not be suspended" in json.loads(output)["problems"][0]
+    code, _, _ = run(capsys, "host", "suspend-domains")
+    assert code == 0, "the machine may sleep: the guest is paused, as its rule says"
+    code, output, _ = run(capsys, "host", "resume-domains")
+    assert code == 0
+    assert "deaf (domain 1)  running" in output
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_suspend_that_fails(xen: FakeXen, capsys: Capture) -> None:
+    xen.add_guest("web1")
+    xen.fail("sleep", errno.EBUSY)
+    code, output, complaints = run(capsys, "host", "suspend")
+    assert code == 1
+    assert output.startswith("web1 (domain 1)  running")
+    assert "xenpm: the host did not sleep" in complaints
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("verb", ["resume-domains", "recover"])
+def test_host_with_nothing_to_bring_back(verb: str, capsys: Capture) -> None:
+    code, output, complaints = run(capsys, "host", verb)
+    assert (code, complaints) == (0, "")
+    assert output == "nothing is down: there is nothing to bring back\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["suspend", "--rule", "web1"], "is not DOMAIN=RULE"),
+        (["plan", "--rule", "web1=sleep"], "must be one of"),
+        (["suspend", "--picture", "x.pdf"], "a picture is a .svg or a .png file"),
+    ],
+)
+def test_host_wrong_usage(arguments: list[str], said: str, capsys: Capture) -> None:
+    code, _, complaints = run(capsys, "host", *arguments)
+    assert code == 2
+    assert said in complaints
+
+
+@pytest.mark.usefixtures("bare")
+def test_host_trace_that_cannot_be_written(xen: FakeXen, capsys: Capture, tmp_path: Any) -> None:
+    guest = xen.add_guest("web1")
+    code, _, complaints = run(capsys, "host", "suspend", "--trace", str(tmp_path))
+    assert code == 1
+    assert "the timeline cannot be written" in complaints
+    assert guest.running

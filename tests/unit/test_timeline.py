@@ -107,3 +107,14 @@ def test_nothing_happened() -> None:
 def test_a_span_does_not_end_before_it_begins() -> None:
     with pytest.raises(ValueError, match="ends before it begins"):
         Span("web", "suspend", 2, 1)
+
+
+def test_round_trip_of_a_night() -> None:
+    timeline = Timeline()
+    timeline.add(Span("web1", "suspend", 0, 40 * MS, "in time"))
+    timeline.add_sleep(Sleep("mem", 50 * MS, 950 * MS, 60_000 * MS, successes=(0, 1)))
+    timeline.add(Span("web1", "resume", 960 * MS, 965 * MS, failed=True))
+    again = Timeline.of(timeline.to_dict())
+    assert again.to_dict() == timeline.to_dict()
+    assert again.sleep is not None
+    assert again.sleep.duration_ns == timeline.sleep.duration_ns  # type: ignore[union-attr]
