@@ -21,7 +21,8 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make pkg-config libxen-dev gi
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: lab-build  ## suspend and resume real guests on a real Xen host, and show it
+demo: SCENE = night
+demo: lab-build  ## put a real Xen host with its guests to sleep and wake it, and show it
 	$(LAB) demo $(RELEASE)
 
 test: images lint unit docs build  ## everything but soaks on Xen 4.17, the core on 4.14 and 4.20
@@ -89,7 +90,7 @@ $(VENV)/.done: pyproject.toml | packages
 ext: venv
 	$(BIN)/python setup.py -q build_ext --inplace
 
-lab-build: venv
+lab-build: ext
 	$(LAB) build $(RELEASE) --scene $(SCENE)
 
 # all images first: their building would disturb the machines

@@ -154,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     reported = argparse.ArgumentParser(add_help=False)
     reported.add_argument(
+        "--report",
+        type=_path,
+        metavar="FILE",
+        help="write the whole report as JSON; 'python -m xenpm.plot' draws it, on any machine",
+    )
+    reported.add_argument(
         "--trace", type=_path, metavar="FILE", help="write the timeline, for chrome://tracing"
     )
     reported.add_argument(
@@ -540,6 +546,8 @@ def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Rep
     if shown is not None:
         _print(json.dumps(shown.to_dict(), indent=2) if options.json else shown.to_text())
         try:
+            if options.report:
+                options.report.write_text(json.dumps(shown.to_dict(), indent=2))
             if options.trace:
                 options.trace.write_text(json.dumps(shown.timeline.to_chrome_trace()))
             if options.picture and len(shown.timeline):

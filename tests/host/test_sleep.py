@@ -68,3 +68,87 @@ def test_ten_sleeps_in_a_row(night: Machine) -> None:
         assert report["sleep"]["slept_ns"] > 4e9
         assert status == 1, "that one was paused instead is to be told"
         all_goes_on(night)
+
+
+# What stands in for one of the library's parts, in a process of its own: {patch} sees `self`.
+PATCHED = """
+import os, signal, subprocess, sys
+from xenpm import cli
+from xenpm.power import SystemPower
+sleep = SystemPower.sleep
+def patched(self, state):
+    {patch}
+SystemPower.sleep = patched
+sys.exit(cli.main({arguments!r}))
+"""
+
+
+def patched(host: Machine, patch: str, *arguments: str) -> str:
+    """The command that runs xenpm so; {patch} is the body of its sleep."""
+    text = PATCHED.format(patch=patch.replace("\n", "\n    "), arguments=list(arguments))
+    host.ssh("cat > /root/patched.py", input_=text.encode())
+    return f"{IN_DOM0} && python /root/patched.py"
+
+
+def test_sleep_that_returns_at_once_is_an_error(night: Machine) -> None:
+    """What this board does, once it has slept, without a helping hand."""
+    marked(night)
+    status, output = night.through_sleep(f"{XENPM} host suspend {DEAF}", seconds=None)
+    assert status == 1
+    assert "the host did not sleep: the write may have returned without a sleep" in output
+    all_goes_on(night)
+
+
+def test_driver_domain_that_cannot_suspend_keeps_the_machine_awake(night: Machine) -> None:
+    marked(night)
+    status, output = night.through_sleep(
+        f"{XENPM} host suspend {DEAF} --rule net=timeout=0.001", seconds=None
+    )
+    assert status == 1
+    assert "the host did not sleep: net (domain" in output
+    all_goes_on(night)
+
+
+def test_killed_in_the_sleep_and_recovered(night: Machine) -> None:
+    marked(night)
+    patch = "sleep(self, state)\nos.kill(os.getpid(), signal.SIGKILL)"
+    command = patched(night, patch, "host", "suspend", *DEAF.split())
+    status, _ = night.through_sleep(command)
+    assert status == 128 + 9
+    asleep = json.loads(night.ssh(f"{XENPM} list --json").stdout)
+    assert {each["name"]: each["state"] for each in asleep} == {
+        "net": "suspended", "web": "suspended", "db": "suspended", "mail": "suspended",
+        "idle": "paused", "deaf": "paused",
+    }  # fmt: skip
+    report = json.loads(night.ssh(f"{XENPM} host recover --json", timeout=120).stdout)
+    assert outcomes(report) == {**ALL_WELL, "idle": "untouched"}
+    assert report["problems"] == []
+    all_goes_on(night)
+
+
+def test_systemctl_suspend(night: Machine) -> None:
+    night.ssh(f"{XENPM} host install-systemd")
+    night.ssh("printf '[domain deaf]\\npolicy = pause\\n' > /etc/xen/xenpm.conf")
+    marked(night)
+    night.through_sleep("systemctl suspend")
+    unit = "xenpm-sleep.service"
+    night.ssh(
+        f"timeout 120 sh -c 'until [ $(systemctl is-active {unit}) = inactive ]; do sleep 1; done'",
+        timeout=150,
+    )
+    journal = night.ssh(f"journalctl --no-pager -u {unit}").stdout
+    assert "net (domain" in journal
+    assert "resumed in" in journal
+    all_goes_on(night)
+    night.ssh(f"{XENPM} host install-systemd --remove && rm /etc/xen/xenpm.conf")
+
+
+def test_guest_that_dies_in_the_sleep(night: Machine) -> None:
+    """The last test, for that guest is gone then."""
+    patch = "subprocess.run(['xl', 'destroy', 'db'], check=True)\nreturn sleep(self, state)"
+    command = patched(night, patch, "host", "suspend", "--json", *DEAF.split())
+    status, output = night.through_sleep(command)
+    assert status == 1
+    report = report_of(output)
+    assert outcomes(report) == {**ALL_WELL, "db": "gone"}
+    assert any("db (domain" in each and "is gone" in each for each in report["problems"])

@@ -137,12 +137,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    with carry.host(options.release, "trio") as host:
-        return host.stream(
-            f"{IN_DOM0} && python -m tests.xen.demo",
-            lambda line: print(line, flush=True),
-            timeout=900,
-        )
+    from . import demo  # with matplotlib, which nothing else here needs
+
+    return demo.show(options.release, IN_DOM0)
 
 
 def _shell(options: argparse.Namespace) -> int:

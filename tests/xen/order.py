@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 
 import xenpm
+from tests.bench.light import say, show_table
 from xenpm._ext.xenctrl import Xenctrl
 from xenpm._ext.xenstore import Xenstore
 
-from .demo import say, show_table
 from .guest import Guest
 
 LATE = 5.0

@@ -1,6 +1,6 @@
-"""The main job, shown: guests of a real Xen host suspended in place, and the old way beside it.
+"""Guests of a real Xen host suspended in place one by one, and the old way beside it.
 
-Run in dom0 by `make demo`.
+``python -m tests.lab run bookworm --scene trio -- python -m tests.bench.light``
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xenpm
+from tests.xen.guest import TROUBLE, Guest, run
 from xenpm._ext.xenctrl import Xenctrl
 from xenpm._ext.xenstore import Xenstore
-
-from .guest import TROUBLE, Guest, run
 
 SAVED = Path("/root/saved")
 
@@ -39,7 +38,7 @@ class Row:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(text, flush=True)
 
 
 def show_table(rows: list[tuple[str, ...]]) -> None:

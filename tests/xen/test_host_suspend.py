@@ -1,0 +1,239 @@
+"""All guests of a host go down and come back, without the machine's sleep between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import xenpm
+from xenpm.system import RUN_DIRECTORY
+
+from .guest import Guest, run
+
+SCENE = "drivers"
+GuestOf = Callable[[str], Guest]
+NAMES = ("net", "store", "disk", "wire")
+JOURNAL = RUN_DIRECTORY / "journal"
+
+# A process that is killed when it is about to note the nth thing, or has just noted it.
+KILLED = """
+import os, signal, sys
+import xenpm
+from xenpm.journal import FileJournal
+
+verb, when, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+add = FileJournal.add
+
+def killed(self, entry):
+    global left
+    left -= 1
+    if left == 0 and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, entry)
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+FileJournal.add = killed
+with xenpm.Host() as host:
+    getattr(host, verb)()
+"""
+
+
+@pytest.fixture
+def guests(guest: GuestOf) -> list[Guest]:
+    return [guest(name) for name in NAMES]
+
+
+@contextmanager
+def all_unharmed(guests: list[Guest]) -> Iterator[None]:
+    """Within: whatever happens, all go on afterwards, and their work too."""
+    with ExitStack() as stack:
+        for each in guests:
+            stack.enter_context(each.unharmed())
+        yield
+    for each in guests:
+        each.wait_pinging(2)
+    disk = guests[NAMES.index("disk")]
+    assert disk.wait_working("io", "verified")["errors"] == "0"
+    assert not JOURNAL.exists()
+
+
+def states(guests: list[Guest]) -> dict[str, str]:
+    return {each.name: each.state for each in guests}
+
+
+def test_plan(host: xenpm.Host) -> None:
+    plan = host.plan()
+    assert [[ref.name for ref in step] for step in plan.steps] == [
+        ["disk", "wire"], ["store"], ["net"],
+    ]  # fmt: skip
+    assert {each.policy for each in plan.entries} == {xenpm.Policy.SUSPEND}
+
+
+def test_two_halves(host: xenpm.Host, guests: list[Guest]) -> None:
+    with all_unharmed(guests):
+        report = host.suspend_domains()
+        assert set(states(guests).values()) == {"suspended"}
+        assert report.problems == []
+        ends = {
+            row: next(s.ended_ns for s in report.timeline.of_row(row) if s.what == "suspend")
+            for row in report.timeline.rows
+        }
+        rows = {name: next(row for row in ends if row.startswith(f"{name} ")) for name in NAMES}
+        assert ends[rows["disk"]] < ends[rows["store"]] < ends[rows["net"]]
+        with pytest.raises(xenpm.JournalError, match="resume-domains"):
+            host.suspend_domains()
+        with pytest.raises(xenpm.JournalError, match="on purpose"):
+            host.recover()
+        again = host.resume_domains()
+        assert again is not None
+        assert again.problems == []
+    assert host.resume_domains() is None
+
+
+@pytest.mark.parametrize("place", ["disk", "store", "net"])
+def test_failure_at_any_place_undoes_all(place: str, host: xenpm.Host, guests: list[Guest]) -> None:
+    """The first, a middle and the last of the order, of which the last is the driver domain."""
+    rule = xenpm.Rule(on_failure=xenpm.OnFailure.UNDO, timeout=0.001)
+    with all_unharmed(guests):
+        with pytest.raises(xenpm.HostSuspendError, match=place) as caught:
+            host.suspend_domains(rules={host.domain(place): rule})
+        assert [ref.name for ref in caught.value.failures] == [place]
+        assert caught.value.rolled_back
+
+
+def test_guest_is_paused_instead(host: xenpm.Host, guests: list[Guest], guest: GuestOf) -> None:
+    wire = guest("wire")
+    with all_unharmed(guests):
+        report = host.suspend_domains(rules={wire.domain: xenpm.Rule(timeout=0.001)})
+        assert "was paused, for it could not be suspended" in report.problems[0]
+        assert wire.domain.info.paused
+        again = host.resume_domains()
+        assert again is not None
+        assert again.domains[wire.domain.domid].outcome is xenpm.Outcome.RUNNING
+
+
+# asked and down of each guest, then that all are down; then up of each
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("verb", "nth"),
+    [("suspend_domains", n) for n in range(1, 10)] + [("resume_domains", n) for n in range(1, 5)],
+)
+def test_killed_at_every_step_and_recovered(
+    verb: str, nth: int, when: str, host: xenpm.Host, guests: list[Guest]
+) -> None:
+    with all_unharmed(guests):
+        if verb == "resume_domains":
+            host.suspend_domains()
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, verb, when, str(nth)], check=False, timeout=300
+        )
+        assert done.returncode == -signal.SIGKILL, "it did not come so far"
+        with pytest.raises(xenpm.JournalError, match="guests are down already"):
+            host.suspend_domains()
+        report = host.resume_domains()
+        assert report is not None
+        assert report.problems == []
+        assert host.recover() is None
+
+
+def test_interrupted(host: xenpm.Host, guests: list[Guest]) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for delay in (0.05, 0.2, 0.4):
+        with all_unharmed(guests):
+            timer = threading.Timer(delay, interrupt)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                host.suspend_domains()
+            timer.join()
+
+
+def test_two_orchestrators(guests: list[Guest]) -> None:
+    command = [sys.executable, "-m", "xenpm", "host", "suspend-domains", "--json"]
+    with all_unharmed(guests):
+        both = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = [each.communicate(timeout=300)[1] for each in both]
+        codes = [each.returncode for each in both]
+        assert sorted(codes) == [0, 1], said
+        assert set(states(guests).values()) == {"suspended"}
+        run(sys.executable, "-m", "xenpm", "host", "resume-domains")
+
+
+def test_journal_on_a_full_disk(guests: list[Guest]) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=8k", "none", str(RUN_DIRECTORY))
+    try:
+        with all_unharmed(guests), xenpm.Host() as fresh:
+            run("dd", "if=/dev/zero", f"of={RUN_DIRECTORY}/filler", "bs=4k", check=False)
+            with pytest.raises(xenpm.JournalError, match=r"No space left .*nothing was touched"):
+                fresh.suspend_domains()
+    finally:
+        run("umount", str(RUN_DIRECTORY))
+
+
+def test_xenstored_is_slow(host: xenpm.Host, guests: list[Guest]) -> None:
+    (pid,) = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text().strip() in ("oxenstored", "xenstored")
+    ]
+
+    def slow() -> None:
+        for _ in range(5):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.4)  # how slow it is
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.1)
+
+    with all_unharmed(guests):
+        thread = threading.Thread(target=slow)
+        thread.start()
+        report = host.suspend_domains()
+        thread.join()
+        assert report.problems == []
+        assert set(states(guests).values()) == {"suspended"}
+        host.resume_domains()
+
+
+def test_hook_programs(host: xenpm.Host, guests: list[Guest], tmp_path: Path) -> None:
+    """A real program that hangs is ended, and the guests go down and come back all the same."""
+    directory = Path("/etc/xenpm/hooks.d")
+    directory.mkdir(parents=True, exist_ok=True)
+    heard = tmp_path / "heard"
+    hooks = {
+        "10-hear": f'#!/bin/sh\necho "$1 $XENPM_DOMAIN" >> {heard}\n',
+        "20-hang": '#!/bin/sh\n[ "$1" != host-pre ] || exec sleep 1000\n',
+    }
+    for name, text in hooks.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    try:
+        with all_unharmed(guests):
+            settings = xenpm.Settings(hook_timeout=1.0)
+            report = host.suspend_domains(settings=settings)
+            (problem,) = report.problems
+            assert "20-hang (host-pre): not done at its deadline, and ended" in problem
+            again = host.resume_domains(settings=settings)
+            assert again is not None
+            assert again.problems == []
+    finally:
+        for name in hooks:
+            (directory / name).unlink()
+    lines = heard.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("host-pre ", "host-post ")
+    for name in NAMES:
+        assert f"domain-pre {name}" in lines
+        assert f"domain-post {name}" in lines
