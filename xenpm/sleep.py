@@ -244,7 +244,12 @@ class _Transaction:
         self.terms = terms
         self.settings = terms.settings
         self.now = now
-        self.domains = {entry.domain.domid: _Domain(DomainReport(entry)) for entry in entries}
+        self.domains = {
+            entry.domain.domid: _Domain(
+                DomainReport(entry, Outcome.UNTOUCHED if entry.goes_down else Outcome.LEFT)
+            )
+            for entry in entries
+        }
         self.report = Report(state, {domid: each.report for domid, each in self.domains.items()})
         self.failures: dict[DomainRef, XenError] = {}
         self.stops: list[str] = []  # why the host is not to sleep, or did not
@@ -288,12 +293,7 @@ class _Transaction:
         until = self.now() + int(self.settings.timeout * _NS)
         yield from self.host_hooks(HookPoint.HOST_PRE)
         began = self.now()
-        waiting = {}
-        for domid, each in self.domains.items():
-            if each.report.entry.goes_down:
-                waiting[domid] = each
-            else:
-                each.report.outcome = Outcome.LEFT
+        waiting = {d: each for d, each in self.domains.items() if each.report.entry.goes_down}
         running: dict[int, Child] = {}
         up = set(waiting)
         while (running or waiting) and not self.ends:

@@ -106,6 +106,9 @@ class Guest:
                 'ramdisk = "/root/guests/initramfs"',
                 f'extra = "{self.options}"',
             ]
+        if self.kind == "pvh":
+            # else Xen emulates rdtsc, and each return to the guest is one where QEMU may lose it
+            lines.append('tsc_mode = "native"')
         if self.kind == "hvm":
             lines += ['vga = "none"', "vnc = 0"]
         if self.preserved:
