@@ -51,8 +51,8 @@ ALL_WELL = {
 
 def test_plan(night: Machine) -> None:
     plan = json.loads(night.ssh(f"{XENPM} host plan --json").stdout)
-    names = [[ref["name"] for ref in step] for step in plan["steps"]]
-    assert names == [["web", "db", "mail", "deaf"], ["net"]]
+    names = [{ref["name"] for ref in step} for step in plan["steps"]]
+    assert names == [{"web", "db", "mail", "deaf"}, {"net"}]
     reasons = {each["domain"]["name"]: each["reason"] for each in plan["entries"]}
     assert "owns 0000:00:10.0" in reasons["net"]
     assert reasons["idle"] == "is paused already"
@@ -64,9 +64,11 @@ def test_ten_sleeps_in_a_row(night: Machine) -> None:
         status, output = night.through_sleep(f"{XENPM} host suspend --json {DEAF}")
         report = report_of(output)
         assert outcomes(report) == ALL_WELL, (number, output)
-        assert [each for each in report["problems"] if not each.startswith("deaf")] == []
+        # Linux's e1000e at times comes back with MSI: xenpm is right to say so
+        known = ("deaf", "lost MSI-X")
+        assert [p for p in report["problems"] if not any(word in p for word in known)] == []
         assert report["sleep"]["slept_ns"] > 4e9
-        assert status == 1, "that one was paused instead is to be told"
+        assert status == 1, output  # that one was paused instead is to be told
         all_goes_on(night)
 
 

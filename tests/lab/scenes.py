@@ -86,7 +86,7 @@ class Guest:
         if self.card and self.kind == "pv":
             extra += " iommu=soft swiotlb=force"  # it has no other memory that the card can reach
         if self.deaf:
-            extra += " initcall_blacklist=setup_shutdown_event"
+            extra += " initcall_blacklist=xen_setup_shutdown_event"
         extra += f" modules={','.join(self.modules)} work={self.work} address={self.address}"
         return extra + (f" pace={self.pace_ms}" if self.pace_ms else "")
 

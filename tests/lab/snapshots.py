@@ -167,7 +167,7 @@ def _xl(host: Machine, verb: str, guests: Iterable[scenes.Guest]) -> None:
     PVH guest wrongly, and the guest, or all of Xen, goes astray once that is loaded.
     """
     names = " ".join(each.name for each in guests)
-    host.ssh(f"for name in {names}; do xl {verb} $name || exit 1; done")
+    host.ssh(f"for name in {names}; do xl {verb} $name || exit 1; done", timeout=240)
 
 
 # Lets the guests begin their heavy work; done when all of them have acknowledged.

@@ -49,6 +49,17 @@ def test_list_agrees_with_info_and_with_xl(control: Xenctrl) -> None:
     assert infos[0].type is xenpm.DomainType.PV
 
 
+def test_vcpus_add_up_to_their_domain(control: Xenctrl) -> None:
+    for info in control.domain_list():
+        vcpus = [control.vcpu_info(info.domid, n) for n in range(info.max_vcpu_id + 1)]
+        after = control.domain_info(info.domid)
+        assert after is not None
+        assert sum(vcpu.online for vcpu in vcpus) == info.vcpus_online
+        assert info.cpu_time_ns <= sum(vcpu.cpu_time_ns for vcpu in vcpus) <= after.cpu_time_ns
+        with pytest.raises(xenpm.HypercallError, match="xc_vcpu_getinfo"):
+            control.vcpu_info(info.domid, info.max_vcpu_id + 1)
+
+
 def test_no_such_domain(control: Xenctrl) -> None:
     assert control.domain_info(NOWHERE) is None
     for call in (control.pause, control.unpause, control.evtchn_reset, control.soft_reset):
