@@ -58,8 +58,9 @@ def test_plan(night: Machine) -> None:
     assert reasons["idle"] == "is paused already"
 
 
-def test_ten_sleeps_in_a_row(night: Machine) -> None:
-    for number in range(10):
+@pytest.mark.parametrize("sleeps", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_sleeps_in_a_row(sleeps: int, night: Machine) -> None:
+    for number in range(sleeps):
         marked(night)
         status, output = night.through_sleep(f"{XENPM} host suspend --json {DEAF}")
         report = report_of(output)
