@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 import xenpm
-from xenpm.system import RUN_DIRECTORY
+from xenpm.system import RUN_DIRECTORY, FileLocks
 
 from .guest import Guest, run
 
 SCENE = "drivers"
 GuestOf = Callable[[str], Guest]
 NAMES = ("net", "store", "disk", "wire")
+SELDOM = [pytest.mark.soak]  # every second of the many
 JOURNAL = RUN_DIRECTORY / "journal"
 
 # A process that is killed when it is about to note the nth thing, or has just noted it.
@@ -67,6 +68,27 @@ def all_unharmed(guests: list[Guest]) -> Iterator[None]:
     assert not JOURNAL.exists()
 
 
+@pytest.fixture(autouse=True)
+def _nobody_stays_down(host: xenpm.Host) -> Iterator[None]:
+    """A test that failed in the middle costs no other."""
+    yield
+    host.resume_domains()
+
+
+@contextmanager
+def somebody_at(subject: Guest) -> Iterator[None]:
+    """Within: another process is at work with that guest, so it cannot be suspended."""
+    locks = FileLocks()
+    assert locks.acquire(subject.domain.domid)
+    yield
+    locks.close()
+
+
+def problems(report: xenpm.Report) -> list[str]:
+    """All but that the e1000e came back with MSI, as it does at times: that is right to be told."""
+    return [each for each in report.problems if "lost MSI-X" not in each]
+
+
 def states(guests: list[Guest]) -> dict[str, str]:
     return {each.name: each.state for each in guests}
 
@@ -83,7 +105,7 @@ def test_two_halves(host: xenpm.Host, guests: list[Guest]) -> None:
     with all_unharmed(guests):
         report = host.suspend_domains()
         assert set(states(guests).values()) == {"suspended"}
-        assert report.problems == []
+        assert problems(report) == []
         ends = {
             row: next(s.ended_ns for s in report.timeline.of_row(row) if s.what == "suspend")
             for row in report.timeline.rows
@@ -96,15 +118,15 @@ def test_two_halves(host: xenpm.Host, guests: list[Guest]) -> None:
             host.recover()
         again = host.resume_domains()
         assert again is not None
-        assert again.problems == []
+        assert problems(again) == []
     assert host.resume_domains() is None
 
 
 @pytest.mark.parametrize("place", ["disk", "store", "net"])
 def test_failure_at_any_place_undoes_all(place: str, host: xenpm.Host, guests: list[Guest]) -> None:
     """The first, a middle and the last of the order, of which the last is the driver domain."""
-    rule = xenpm.Rule(on_failure=xenpm.OnFailure.UNDO, timeout=0.001)
-    with all_unharmed(guests):
+    rule = xenpm.Rule(on_failure=xenpm.OnFailure.UNDO)
+    with all_unharmed(guests), somebody_at(guests[NAMES.index(place)]):
         with pytest.raises(xenpm.HostSuspendError, match=place) as caught:
             host.suspend_domains(rules={host.domain(place): rule})
         assert [ref.name for ref in caught.value.failures] == [place]
@@ -114,7 +136,8 @@ def test_failure_at_any_place_undoes_all(place: str, host: xenpm.Host, guests: l
 def test_guest_is_paused_instead(host: xenpm.Host, guests: list[Guest], guest: GuestOf) -> None:
     wire = guest("wire")
     with all_unharmed(guests):
-        report = host.suspend_domains(rules={wire.domain: xenpm.Rule(timeout=0.001)})
+        with somebody_at(wire):
+            report = host.suspend_domains()
         assert "was paused, for it could not be suspended" in report.problems[0]
         assert wire.domain.info.paused
         again = host.resume_domains()
@@ -126,7 +149,10 @@ def test_guest_is_paused_instead(host: xenpm.Host, guests: list[Guest], guest: G
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("verb", "nth"),
-    [("suspend_domains", n) for n in range(1, 10)] + [("resume_domains", n) for n in range(1, 5)],
+    [
+        *(pytest.param("suspend_domains", n, marks=SELDOM[n % 2 :]) for n in range(1, 10)),
+        *(pytest.param("resume_domains", n, marks=SELDOM[n % 2 :]) for n in range(1, 5)),
+    ],
 )
 def test_killed_at_every_step_and_recovered(
     verb: str, nth: int, when: str, host: xenpm.Host, guests: list[Guest]
@@ -142,7 +168,7 @@ def test_killed_at_every_step_and_recovered(
             host.suspend_domains()
         report = host.resume_domains()
         assert report is not None
-        assert report.problems == []
+        assert problems(report) == []
         assert host.recover() is None
 
 
@@ -228,7 +254,7 @@ def test_hook_programs(host: xenpm.Host, guests: list[Guest], tmp_path: Path) ->
             assert "20-hang (host-pre): not done at its deadline, and ended" in problem
             again = host.resume_domains(settings=settings)
             assert again is not None
-            assert again.problems == []
+            assert problems(again) == []
     finally:
         for name in hooks:
             (directory / name).unlink()
