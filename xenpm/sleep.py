@@ -218,6 +218,7 @@ class _Domain:
     connected: tuple[str, ...] = ()  # the backends of its devices that were connected before
     vcpu_ns: dict[int, int] = field(default_factory=dict)  # what its vCPUs had used while down
     since_ns: int = 0  # when it went down, if by this process
+    replayed: bool = False  # it went down by one that was killed, perhaps just after resuming it
 
     @property
     def domain(self) -> DomainRef:
@@ -513,7 +514,8 @@ class _Transaction:
             info = yield from look(domain)
             if info is not None and info.state in (DomainState.RUNNING, DomainState.PAUSED):
                 report.outcome = Outcome.RUNNING
-                report.problems.append("somebody else has resumed it")
+                if not each.replayed:
+                    report.problems.append("somebody else has resumed it")
             else:
                 each.missing(_why(info) if info else str(error))
         except XenError as error:
@@ -542,7 +544,7 @@ class _Transaction:
         if info.paused:
             yield Unpause(domain.domid)
             self.tell(f"{domain}: unpaused")
-        else:
+        elif not each.replayed:
             each.report.problems.append("somebody else has unpaused it")
         each.report.outcome = Outcome.RUNNING
         if each.may_suspend_late:
@@ -668,7 +670,8 @@ class _Transaction:
             each.may_suspend_late = each.asked is Policy.SUSPEND
             each.asked, each.hooked = Policy(note["how"]), True
         elif note["event"] == "down":
-            each.down, each.connected = True, tuple(note["connected"])
+            each.down = each.replayed = True
+            each.connected = tuple(note["connected"])
             paused = each.asked is Policy.PAUSE
             each.report.outcome = Outcome.PAUSED if paused else Outcome.SUSPENDED
         elif note["event"] == "up":
