@@ -203,14 +203,15 @@ SCENES = {
             Guest("stall", disk_mib=16, stallable=True, preserved=True),
             Guest("bystander"),
         )),
-        # at full speed on two disks the emulation loses a PVH guest too often
+        # at full speed on two disks the emulation loses a PVH guest too often; with 128 MiB Linux
+        # runs out of memory after some 35 times of starting over
         Scene("reinit", (
-            Guest("over", "pvh", disk_mib=16, more_disks=True, stallable=True, net_from="dom0",
-                  address="10.9.1.40", work="io,ping", pace_ms=20),
+            Guest("over", "pvh", memory_mib=256, disk_mib=16, more_disks=True, stallable=True,
+                  net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
         )),
         Scene("reinit4", (
-            Guest("over", "pvh", vcpus=4, disk_mib=16, more_disks=True, stallable=True,
-                  net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
+            Guest("over", "pvh", vcpus=4, memory_mib=512, disk_mib=16, more_disks=True,
+                  stallable=True, net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
         )),
         Scene("pending", (
             Guest("over", "pvh", disk_mib=16, stallable=True),

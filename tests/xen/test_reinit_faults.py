@@ -152,6 +152,10 @@ def test_every_change_fails_in_turn(after: bool, over: Guest, host: xenpm.Host) 
             with Fault(host, nth, strike, after=after) as fault:
                 try:
                     domain.resume(cooperative=False)
+                except xenpm.HypercallError:  # nothing was touched yet but the note
+                    assert nth == 1
+                    assert over.state == "suspended"
+                    assert bool(over.starting_over) is after
                 except xenpm.ResumeError as error:
                     assert_as_told(over, error)
             if fault.struck is None:
