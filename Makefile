@@ -21,7 +21,6 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make pkg-config libxen-dev gi
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: SCENE = night
 demo: lab-build  ## put a real Xen host with its guests to sleep and wake it, and show it
 	$(LAB) demo $(RELEASE)
 
