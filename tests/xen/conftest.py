@@ -49,10 +49,10 @@ def _lost() -> int:
     """How many PVH guests the emulator has lost so far.
 
     QEMU's emulation of a virtualised processor at times lets a guest run on with the hypervisor's
-    own registers; Xen then reports a triple fault of the guest at an address of Xen's code.
+    own registers; Xen then reports a triple fault of the guest, often at an address of Xen's code.
+    What is lost each time that it is repeated counts as a failure: that is no accident.
     """
-    faults = run("xl", "dmesg").split("Triple fault")[1:]
-    return sum("RIP:    e008:[<ffff82d0" in fault[:400] for fault in faults)
+    return run("xl", "dmesg").count("Triple fault")
 
 
 LOST = pytest.StashKey[int]()
