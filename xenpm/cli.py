@@ -478,6 +478,8 @@ def _rules(host: Host, options: argparse.Namespace) -> dict[Domain, Rule]:
 def _progress(options: argparse.Namespace) -> Callable[[str], None]:
     """Tells on standard error what happens; standard output is for the result."""
     began = time.monotonic()
+    for name in ("xenpm.sleep", "xenpm.hooks"):  # or Python would print their warnings, too
+        logging.getLogger(name).addHandler(logging.NullHandler())
 
     def tell(text: str) -> None:
         if not options.quiet:

@@ -284,7 +284,7 @@ def _length(ms: float) -> str:
         minutes, seconds = divmod(round(ms / 1000), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-    return f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"
+    return f"{ms / 1000:.4g} s" if ms >= 1000 else f"{ms:g} ms"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
