@@ -40,7 +40,7 @@ from .errors import (
 from .host import Host
 from .policy import Rule, parse_rule
 from .sleep import Report
-from .timeline import printable
+from .timeline import columns, printable
 from .types import DomainRef, Resumption, Suspension
 
 EXIT_FAILED = 1
@@ -374,13 +374,8 @@ def _list(host: Host, options: argparse.Namespace) -> int:
 
 def _table(rows: list[tuple[str, ...]], right: set[int]) -> None:
     """Print rows as columns; those whose numbers are in `right` are aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ]
-        _print("  ".join(cells).rstrip())
+    for line in columns(rows, right):
+        _print(line)
 
 
 def _topology(host: Host, options: argparse.Namespace) -> int:

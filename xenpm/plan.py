@@ -9,7 +9,7 @@ from uuid import UUID
 
 from .actions import Machine, Read
 from .policy import OnFailure, Policy, Rule, Settings, merge, parse_rule
-from .timeline import printable
+from .timeline import columns, printable
 from .topology import Member, Topology, read_topology
 from .types import DomainRef, DomainState, DomainType, plain
 
@@ -81,13 +81,8 @@ class Plan:
                     entry.reason,
                 )
             )
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            for row in rows
-        ]
-        lines += [f"the host must not sleep: {refusal}" for refusal in self.refusals]
-        return "\n".join(lines)
+        refusals = (f"the host must not sleep: {refusal}" for refusal in self.refusals)
+        return "\n".join([*columns(rows), *refusals])
 
 
 def make_plan(settings: Settings, rules: Mapping[int, Rule]) -> Machine[Plan]:

@@ -36,7 +36,6 @@ from .actions import (
     Swap,
     Unpause,
     Wait,
-    Wake,
     look,
 )
 from .devices import used_by
@@ -56,7 +55,7 @@ from .errors import (
 from .hooks import Hook, HookEvent, HookPoint, HookResult, run_hooks
 from .plan import Plan, PlanEntry
 from .policy import OnFailure, OnHookFailure, Policy, Settings
-from .timeline import HOST, Span, Timeline, printable
+from .timeline import HOST, Span, Timeline, columns, printable
 from .types import (
     Device,
     DomainInfo,
@@ -175,11 +174,7 @@ class Report:
             (printable(str(each.domain)), each.outcome.value, each.entry.policy.value, _took(each))
             for each in self.domains.values()
         ]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            for row in rows
-        ]
+        lines = columns(rows)
         if self.sleep is not None:
             lines.append(_slept(self.sleep))
         return "\n".join([*lines, *(f"PROBLEM: {printable(each)}" for each in self.problems)])
@@ -631,9 +626,7 @@ class _Transaction:
                 ]
                 if (not idle and not apart) or self.now() >= until:
                     break
-                wake: Wake = yield Wait(domain, min(until, self.now() + _LOOK_AGAIN_NS))
-                if wake.domain:
-                    continue
+                yield Wait(domain, min(until, self.now() + _LOOK_AGAIN_NS))
         except CALL_ERRORS as error:
             report.problems.append(f"whether it is well could not be seen: {error}")
             return
