@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
 from tests.lab import cache, machine
@@ -77,12 +76,7 @@ def measure(release: str) -> dict[str, Any]:
             host.ssh(f"rm -f /root/seen; setsid python3 /root/probe.py {state} /root/seen "
                      "</dev/null >/root/probe.out 2>&1 &")  # fmt: skip
             if seconds is not None:
-                host.qmp.wait_event("SUSPEND", 120)
-                time.sleep(seconds)  # the length of the sleep, nothing is waited for
-                host.qmp.command("system_wakeup")
-                host.qmp.wait_event("WAKEUP", 60)
-            host.disconnect()
-            host.connect()
+                host.wake_after(seconds)
             host.ssh("timeout 120 sh -c 'until [ -s /root/seen ]; do sleep 1; done'", timeout=150)
             found[name] = json.loads(host.read("/root/seen"))
             host.qmp.command("query-status")  # takes the events that have come

@@ -51,18 +51,18 @@ def wait_calls(host: Machine, count: int) -> list[str]:
     return called(host)
 
 
+def sleep_and_wake(host: Machine) -> None:
+    host.sleep_quirk()
+    host.qmp.forget_events()
+    host.ssh("systemctl suspend --no-block")
+    host.wake_after(0)
+
+
 def test_the_guests_are_called_around_the_sleep(host: Machine) -> None:
     before_the_sleep(host, "exit 0")
     for _ in range(2):
         host.ssh("rm -f /root/called")
-        host.sleep_quirk()
-        host.qmp.forget_events()
-        host.ssh("systemctl suspend --no-block")
-        host.qmp.wait_event("SUSPEND", 120)
-        host.qmp.command("system_wakeup")
-        host.qmp.wait_event("WAKEUP", 60)
-        host.disconnect()
-        host.connect()
+        sleep_and_wake(host)
         assert wait_calls(host, 2) == ["suspend-domains", "resume-domains"]
 
 
@@ -96,12 +96,5 @@ def test_a_call_that_hangs_is_ended(host: Machine) -> None:
 def test_removed(host: Machine) -> None:
     before_the_sleep(host, "exit 1")
     host.ssh("/opt/xenpm/bin/python -m xenpm host install-systemd --remove")
-    host.sleep_quirk()
-    host.qmp.forget_events()
-    host.ssh("systemctl suspend --no-block")
-    host.qmp.wait_event("SUSPEND", 120)
-    host.qmp.command("system_wakeup")
-    host.qmp.wait_event("WAKEUP", 60)
-    host.disconnect()
-    host.connect()
+    sleep_and_wake(host)
     assert called(host) == []

@@ -458,12 +458,7 @@ class Machine:
         self.ssh(f"rm -f {done}.* && cat > {done}", input_=script.encode())
         self.ssh(f"setsid sh {done} </dev/null >/dev/null 2>&1 &")
         if seconds is not None:
-            self.qmp.wait_event("SUSPEND", timeout)
-            time.sleep(seconds)  # the length of the sleep; nothing is waited for
-            self.qmp.command("system_wakeup")
-            self.qmp.wait_event("WAKEUP", 60)
-            self.disconnect()
-            self.connect()
+            self.wake_after(seconds, timeout)
         self.ssh(
             f"timeout {timeout} sh -c 'until [ -e {done}.status ]; do sleep 0.2; done'",
             timeout=timeout + 30,
@@ -471,6 +466,15 @@ class Machine:
         if seconds is None and any(event["event"] == "SUSPEND" for event in self._events()):
             raise LabError(f"the machine has slept: {command}")
         return int(self.read(f"{done}.status")), self.read(f"{done}.out").decode(errors="replace")
+
+    def wake_after(self, seconds: float, timeout: float = 120) -> None:
+        """Wait until the machine sleeps, at most `timeout`, and wake it so many seconds later."""
+        self.qmp.wait_event("SUSPEND", timeout)
+        time.sleep(seconds)  # the length of the sleep; nothing is waited for
+        self.qmp.command("system_wakeup")
+        self.qmp.wait_event("WAKEUP", 60)
+        self.disconnect()
+        self.connect()
 
     def _events(self) -> list[dict[str, Any]]:
         self.qmp.command("query-status")  # takes the events that have come
