@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.lab import carry
 from tests.lab.__main__ import IN_DOM0
 from tests.lab.machine import Machine
+
+from .stage import Stage, on_stage, stage
 
 RELEASE = "bookworm"
 DEAF = "--rule deaf=timeout=5"  # it would have 30 seconds
@@ -18,11 +19,10 @@ XENPM = f"{IN_DOM0} && python -m xenpm"
 
 
 @pytest.fixture(scope="module")
-def night() -> Iterator[Machine]:
+def night() -> Iterator[Stage]:
     """The host with all its guests, one of which is paused."""
-    with carry.host(RELEASE, "night") as host:
-        host.ssh("xl pause idle")
-        yield host
+    with stage(RELEASE, "night", "xl pause idle") as it:
+        yield it
 
 
 def marked(host: Machine) -> None:
@@ -49,6 +49,7 @@ ALL_WELL = {
 }  # fmt: skip
 
 
+@on_stage
 def test_plan(night: Machine) -> None:
     plan = json.loads(night.ssh(f"{XENPM} host plan --json").stdout)
     names = [{ref["name"] for ref in step} for step in plan["steps"]]
@@ -59,6 +60,7 @@ def test_plan(night: Machine) -> None:
 
 
 @pytest.mark.parametrize("sleeps", [3, pytest.param(10, marks=pytest.mark.soak)])
+@on_stage
 def test_sleeps_in_a_row(sleeps: int, night: Machine) -> None:
     for number in range(sleeps):
         marked(night)
@@ -93,6 +95,7 @@ def patched(host: Machine, patch: str, *arguments: str) -> str:
     return f"{IN_DOM0} && python /root/patched.py"
 
 
+@on_stage
 def test_sleep_that_returns_at_once_is_an_error(night: Machine) -> None:
     """What this board does, once it has slept, without a helping hand."""
     marked(night)
@@ -102,6 +105,7 @@ def test_sleep_that_returns_at_once_is_an_error(night: Machine) -> None:
     all_goes_on(night)
 
 
+@on_stage
 def test_driver_domain_that_cannot_suspend_keeps_the_machine_awake(night: Machine) -> None:
     marked(night)
     status, output = night.through_sleep(
@@ -112,6 +116,7 @@ def test_driver_domain_that_cannot_suspend_keeps_the_machine_awake(night: Machin
     all_goes_on(night)
 
 
+@on_stage
 def test_killed_in_the_sleep_and_recovered(night: Machine) -> None:
     marked(night)
     patch = "sleep(self, state)\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -129,6 +134,7 @@ def test_killed_in_the_sleep_and_recovered(night: Machine) -> None:
     all_goes_on(night)
 
 
+@on_stage
 def test_systemctl_suspend(night: Machine) -> None:
     night.ssh(f"{XENPM} host install-systemd")
     night.ssh("printf '[domain deaf]\\npolicy = pause\\n' > /etc/xen/xenpm.conf")
@@ -146,6 +152,7 @@ def test_systemctl_suspend(night: Machine) -> None:
     night.ssh(f"{XENPM} host install-systemd --remove && rm /etc/xen/xenpm.conf")
 
 
+@on_stage
 def test_guest_that_dies_in_the_sleep(night: Machine) -> None:
     """The last test, for that guest is gone then."""
     patch = "subprocess.run(['xl', 'destroy', 'db'], check=True)\nreturn sleep(self, state)"

@@ -159,7 +159,7 @@ def _once(release: str, module: Module, options: list[str], seconds: float) -> T
             tally.add(_in_dom0(machine, module, options, seconds))
             if tally.failures or tally.complaints:
                 results = RESULTS / release / module.path.stem
-                _keep_evidence(machine, results)
+                keep_evidence(machine, results)
                 say(f"{release}: what it left behind is in {results.relative_to(carry.ROOT)}/")
     except LabError as problem:
         tally.complaints.append(f"{module.path}: {problem}")
@@ -216,7 +216,8 @@ def _trouble(machine: Machine) -> list[str]:
     return [f"trouble in the host's log: {line}" for line in dict.fromkeys(found)][:10]
 
 
-def _keep_evidence(machine: Machine, results: Path) -> None:
+def keep_evidence(machine: Machine, results: Path) -> None:
+    """Write to a directory what helps to find out why a test has failed."""
     results.mkdir(parents=True, exist_ok=True)
     for old in results.iterdir():
         old.unlink()
