@@ -13,15 +13,17 @@ from tests.lab.machine import Machine
 
 from .stage import Stage, on_stage, stage
 
-RELEASE = "bookworm"
 DEAF = "--rule deaf=timeout=5"  # it would have 30 seconds
 XENPM = f"{IN_DOM0} && python -m xenpm"
 
 
-@pytest.fixture(scope="module")
-def night() -> Iterator[Stage]:
+@pytest.fixture(
+    scope="module",
+    params=["bookworm", *(pytest.param(r, marks=pytest.mark.soak) for r in ("trixie", "bullseye"))],
+)
+def night(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """The host with all its guests, one of which is paused."""
-    with stage(RELEASE, "night", "xl pause idle") as it:
+    with stage(request.param, "night", "xl pause idle") as it:
         yield it
 
 

@@ -84,7 +84,7 @@ class Guest:
         """Its kernel's command line."""
         extra = "console=hvc0 panic=-1 rdinit=/init"
         if self.card and self.kind == "pv":
-            extra += " iommu=soft swiotlb=force"  # it has no other memory that the card can reach
+            extra += " iommu=soft swiotlb=8192,force"  # it has no other memory that the card can reach
         if self.deaf:
             extra += " initcall_blacklist=xen_setup_shutdown_event"
         extra += f" modules={','.join(self.modules)} work={self.work} address={self.address}"
@@ -196,7 +196,10 @@ SCENES = {
         )),
         Scene("load-pvh", (Guest("io-pvh", "pvh", vcpus=2, disk_mib=64, work="io"),)),
         # PV alone: of several PVH guests beside each other the emulation loses one too often
-        Scene("crowd", tuple(Guest(f"g{number:02}", memory_mib=96) for number in range(1, 17))),
+        *(
+            Scene(name, tuple(Guest(f"g{number:02}", memory_mib=96) for number in range(1, last)))
+            for name, last in (("crowd", 17), ("crowd32", 33))
+        ),
         Scene("faults", (
             Guest("victim-pv", preserved=True),
             Guest("victim-pvh", "pvh", preserved=True),
