@@ -84,7 +84,9 @@ class Guest:
         """Its kernel's command line."""
         extra = "console=hvc0 panic=-1 rdinit=/init"
         if self.card and self.kind == "pv":
-            extra += " iommu=soft swiotlb=8192,force"  # it has no other memory that the card can reach
+            extra += (
+                " iommu=soft swiotlb=8192,force"  # it has no other memory that the card can reach
+            )
         if self.deaf:
             extra += " initcall_blacklist=xen_setup_shutdown_event"
         extra += f" modules={','.join(self.modules)} work={self.work} address={self.address}"

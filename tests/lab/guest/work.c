@@ -59,11 +59,16 @@ void nap(long milliseconds)
 	nanosleep(&time, NULL);
 }
 
-uint64_t uptime_ms(void)
+static uint64_t clock_ms(clockid_t clock)
 {
 	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+uint64_t uptime_ms(void)
+{
+	return clock_ms(CLOCK_MONOTONIC);
 }
 
 /* ---- xenstore ---- */
@@ -242,8 +247,9 @@ static void publish_io(struct store *store, int disk)
 static void publish(struct store *store, int jobs)
 {
 	char value[256];
-	snprintf(value, sizeof value, "boot=%s count=%llu uptime_ms=%llu", boot,
-		 slowest_count(), (unsigned long long)uptime_ms());
+	snprintf(value, sizeof value, "boot=%s count=%llu uptime_ms=%llu time_ms=%llu", boot,
+		 slowest_count(), (unsigned long long)uptime_ms(),
+		 (unsigned long long)clock_ms(CLOCK_REALTIME));
 	if (store_write(store, 0, "data/counter", value))
 		say("work: publishing data/counter: %s", strerror(errno));
 	if (jobs & IO && totals->working) {
