@@ -17,7 +17,7 @@ from .ports import Ports
 from .system import open_ports
 from .types import DomainInfo, DomainRef, Resumption, Suspension
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "standing_on"]
 
 T = TypeVar("T")
 
@@ -32,7 +32,8 @@ class Connection:
     """Ports and the engine on them; for one thread at a time."""
 
     def __init__(self, ports: Ports | None = None) -> None:
-        self.ports = open_ports() if ports is None else ports
+        self.ports = _opener() if ports is None else ports
+        self._opener = _opener
         self._engine = Engine(self.ports)
         self._busy = threading.Lock()
         self._pid = os.getpid()
@@ -42,7 +43,12 @@ class Connection:
     def default(cls) -> Connection:
         """This thread's own connection, opened when first needed."""
         connection: Connection | None = getattr(_of_thread, "connection", None)
-        if connection is None or connection._closed or connection._pid != os.getpid():
+        if (
+            connection is None
+            or connection._closed
+            or connection._pid != os.getpid()
+            or connection._opener is not _opener
+        ):
             connection = _of_thread.connection = cls()
         return connection
 
@@ -197,6 +203,18 @@ class Connection:
 _LAST_DOMID = 0x7FEF  # DOMID_FIRST_RESERVED of public/xen.h, less one
 _MOST_DIGITS = 100  # Python refuses to convert thousands of them
 _of_thread = threading.local()
+_opener: Callable[[], Ports] = open_ports
+
+
+@contextmanager
+def standing_on(opener: Callable[[], Ports]) -> Iterator[None]:
+    """Within: connections of this process that are made without ports have those of `opener`."""
+    global _opener  # noqa: PLW0603  (also in threads that are there already)
+    before, _opener = _opener, opener
+    try:
+        yield
+    finally:
+        _opener = before
 
 
 def _uuid(text: str) -> UUID | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Callable
 
 from xenpm import Permission, XenError
-
-from .fake_xen import FakeGuest, FakeXen
+from xenpm.testing import FakeGuest, FakeXen
 
 
 def outcome_of(verb: Callable[[], object]) -> object:

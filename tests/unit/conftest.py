@@ -9,8 +9,8 @@ import pytest
 from hypothesis import Phase, settings
 
 import xenpm
-
-from .fake_xen import FakeXen
+from xenpm.testing import FakeXen
+from xenpm.testing.plugin import xen_host  # noqa: F401  (the tree is not installed)
 
 settings.register_profile("quick", max_examples=150, deadline=None, derandomize=True, database=None)
 settings.register_profile(
@@ -33,12 +33,9 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def xen() -> Iterator[FakeXen]:
+def xen(xen_host: FakeXen) -> FakeXen:
     """A fake host; no test may harm one of its guests."""
-    xen = FakeXen()
-    yield xen
-    for guest in xen.guests.values():
-        assert not guest.corrupted, f"{guest.name}: {guest.corrupted}"
+    return xen_host
 
 
 @pytest.fixture

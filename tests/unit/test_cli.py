@@ -17,9 +17,9 @@ import pytest
 
 import xenpm
 from xenpm import cli
+from xenpm.testing import MS, SECOND, FakeXen
 
 from .checks import assert_nothing_left, assert_runs_on
-from .fake_xen import MS, SECOND, FakeXen
 
 
 @pytest.fixture(autouse=True)
@@ -370,7 +370,7 @@ def test_output_that_nobody_reads() -> None:
     """As in ``python -m xenpm list | true``: no complaint."""
     script = (
         "import sys, xenpm, xenpm.cli as cli\n"
-        "from tests.unit.fake_xen import FakeXen\n"
+        "from xenpm.testing import FakeXen\n"
         "cli.Host = lambda: xenpm.Host(ports=FakeXen().ports())\n"
         "sys.exit(cli.main(['list']))\n"
     )

@@ -8,9 +8,9 @@ import pytest
 
 import xenpm
 from xenpm import DomainType, XenbusState
+from xenpm.testing import MS, SECOND, FakeXen
 
 from .checks import assert_nothing_left
-from .fake_xen import MS, SECOND, FakeXen
 
 CARD, DISK_CARD = "0000:00:10.0", "0000:03:00.1"
 

@@ -7,8 +7,8 @@ import errno
 import pytest
 
 import xenpm
-
-from .fake_xen import MS, RELEASE_DOMAIN, SECOND, FakeXen, StoreConnection
+from xenpm.testing import MS, SECOND, FakeXen
+from xenpm.testing.store import RELEASE_DOMAIN, StoreConnection
 
 
 def test_guests_may_not_do_everything(xen: FakeXen) -> None:

@@ -19,10 +19,10 @@ from xenpm.hooks import Hook, HookEvent, HookPoint, HookResult, find_hooks, run_
 from xenpm.jobs import SystemJobs
 from xenpm.ports import Ports
 from xenpm.system import SystemPoller
+from xenpm.testing import MS, SECOND, FakeProgram, FakeXen
 from xenpm.types import DomainRef
 
 from .checks import assert_nothing_left
-from .fake_xen import MS, SECOND, FakeProgram, FakeXen
 
 WEB = DomainRef(3, UUID(int=7).bytes, "web1")
 BEFORE = HookEvent(HookPoint.DOMAIN_PRE, "mem", WEB)

@@ -13,9 +13,9 @@ import pytest
 
 import xenpm
 from xenpm import connection
+from xenpm.testing import MS, SECOND, FakeXen
 
 from .checks import assert_nothing_left
-from .fake_xen import MS, SECOND, FakeXen
 
 # -- finding
 
@@ -341,7 +341,7 @@ def opened(xen: FakeXen, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         pids.append(os.getpid())
         return xen.ports()
 
-    monkeypatch.setattr(connection, "open_ports", open_ports)
+    monkeypatch.setattr(connection, "_opener", open_ports)
     monkeypatch.setattr(connection, "_of_thread", threading.local())
     return pids
 

@@ -19,9 +19,9 @@ import pytest
 
 import xenpm
 from xenpm import engine
+from xenpm.testing import MS, SECOND, FakeXen
 
 from .checks import assert_nothing_left, assert_runs_on
-from .fake_xen import MS, SECOND, FakeXen
 
 
 class Alarm(Exception):
@@ -299,7 +299,7 @@ except ImportError:
     interpreters = importlib.import_module("_xxsubinterpreters")
 inside = '''
 import xenpm
-from tests.unit.fake_xen import FakeXen
+from xenpm.testing import FakeXen
 xen = FakeXen()
 guest = xen.add_guest("web")
 domain = xenpm.Host(ports=xen.ports()).domain("web")

@@ -9,9 +9,9 @@ import pytest
 
 import xenpm
 from xenpm.engine import Task
+from xenpm.testing import HYPERCALLS, MS, SECOND, STORE_REQUESTS, FakeXen
 
 from .checks import assert_nothing_left
-from .fake_xen import HYPERCALLS, MS, SECOND, STORE_REQUESTS, FakeXen
 
 
 def test_forty_guests(xen: FakeXen, host: xenpm.Host) -> None:

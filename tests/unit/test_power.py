@@ -18,9 +18,8 @@ from xenpm import power
 from xenpm.actions import Action, EnterSleep, GetSleepStates, Machine
 from xenpm.engine import Engine
 from xenpm.power import SystemPower
+from xenpm.testing import FakeXen
 from xenpm.types import SHORTEST_SLEEP_NS, Sleep
-
-from .fake_xen import FakeXen
 
 SECOND = 1_000_000_000
 INTERRUPTS = """\

@@ -16,8 +16,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 import xenpm
-
-from .fake_xen import MS, SECOND, FakeGuest, FakeXen
+from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
 
 TIMEOUT = 1.0
 LATE = 2.0

@@ -10,16 +10,11 @@ import pytest
 import xenpm
 from xenpm import DomainType, reinit
 from xenpm.engine import Engine
+from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
+from xenpm.testing.devices import CONNECTED
+from xenpm.testing.guests import CALLBACK_IRQ
 
 from .checks import assert_nothing_left, assert_released
-from .fake_xen import (
-    CALLBACK_IRQ,
-    CONNECTED,
-    MS,
-    SECOND,
-    FakeGuest,
-    FakeXen,
-)
 
 STEPS = ["devices", "reset", "channels", "grants", "store", "run"]
 NOTE = "/local/domain/1/xenpm/reinit"

@@ -15,8 +15,8 @@ import xenpm
 from xenpm import Outcome, Policy, Rule, Settings, protocol
 from xenpm.devices import used_by
 from xenpm.hooks import HookEvent, HookPoint
-
-from .fake_xen import CLOSED, MS, SECOND, FakeGuest, FakeXen
+from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
+from xenpm.testing.devices import CLOSED
 
 SETTINGS = Settings()
 

@@ -11,6 +11,9 @@ import pytest
 import xenpm
 from xenpm import DomainType, Phase, ShutdownReason
 from xenpm.errors import store_error
+from xenpm.testing import MS, SECOND, STORE_REQUESTS, FakeGuest, FakeXen
+from xenpm.testing.guests import CALLBACK_IRQ
+from xenpm.testing.store import RELEASE_DOMAIN, FakeStore
 
 from .checks import (
     assert_nothing_left,
@@ -18,16 +21,6 @@ from .checks import (
     assert_request_restored,
     assert_runs_on,
     outcome_of,
-)
-from .fake_xen import (
-    CALLBACK_IRQ,
-    MS,
-    RELEASE_DOMAIN,
-    SECOND,
-    STORE_REQUESTS,
-    FakeGuest,
-    FakeStore,
-    FakeXen,
 )
 
 TIMEOUT = 1.0

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xenpm
-
-from .fake_xen import STORE_REQUESTS, FakeXen
+from xenpm.testing import STORE_REQUESTS, FakeXen
 
 CARD = "0000:00:10.0"
 

@@ -17,18 +17,15 @@ import xenpm
 from xenpm import Permission
 from xenpm.ports import Ports
 from xenpm.system import FileLocks, SystemPoller
+from xenpm.testing import FakeXen
+from xenpm.testing.devices import FakePci
+from xenpm.testing.host import FakeJournal, FakeKernels
+from xenpm.testing.hypervisor import FakeHypervisor
+from xenpm.testing.jobs import FakeJobs
+from xenpm.testing.power import FakePower
+from xenpm.testing.store import RELEASE_DOMAIN
 
 from .checks import assert_request_restored
-from .fake_xen import (
-    RELEASE_DOMAIN,
-    FakeHypervisor,
-    FakeJobs,
-    FakeJournal,
-    FakeKernels,
-    FakePci,
-    FakePower,
-    FakeXen,
-)
 from .wire_xenstored import Request, WireXenstored
 
 try:

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from xenpm.errors import CALL_ERRORS
+from xenpm.testing import FakeXen
+from xenpm.testing.store import StoreConnection
 from xenpm.types import Permission
-
-from .fake_xen import FakeXen, StoreConnection
 
 
 class Request(enum.IntEnum):
