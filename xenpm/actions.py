@@ -90,7 +90,7 @@ class Watch(NamedTuple):
 class Wait(NamedTuple):
     """Results in a `Wake`; the only action at which a machine can be thrown `Cancelled`."""
 
-    domain: DomainRef
+    domain: DomainRef | None  # None: only for the nodes that are watched
     until_ns: int
 
 

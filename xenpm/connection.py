@@ -17,7 +17,7 @@ from .ports import Ports
 from .system import open_ports
 from .types import DomainInfo, DomainRef, Resumption, Suspension
 
-__all__ = ["Connection", "standing_on"]
+__all__ = ["BaseConnection", "Connection", "standing_on"]
 
 T = TypeVar("T")
 
@@ -28,88 +28,29 @@ DEFAULT_BACKEND_TIMEOUT = 30.0
 Reference = Union[int, str, UUID, DomainRef]
 
 
-class Connection:
-    """Ports and the engine on them; for one thread at a time."""
+class BaseConnection:
+    """Ports and the engine on them, and what needs no waiting."""
 
     def __init__(self, ports: Ports | None = None) -> None:
         self.ports = _opener() if ports is None else ports
         self._opener = _opener
         self._engine = Engine(self.ports)
-        self._busy = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
 
-    @classmethod
-    def default(cls) -> Connection:
-        """This thread's own connection, opened when first needed."""
-        connection: Connection | None = getattr(_of_thread, "connection", None)
-        if (
-            connection is None
-            or connection._closed
-            or connection._pid != os.getpid()
-            or connection._opener is not _opener
-        ):
-            connection = _of_thread.connection = cls()
-        return connection
+    @property
+    def stale(self) -> bool:
+        """Whether a default connection must be opened anew."""
+        return self._closed or self.is_parents or self._opener is not _opener
 
-    def close(self) -> None:
-        """Close it; closing it again, or in a forked child, does nothing."""
-        if self._closed or self._pid != os.getpid():
-            return
-        with self._working():
-            self._closed = True
-            self.ports.close()
-
-    def suspend(
-        self,
-        domains: Iterable[DomainRef],
-        timeout: float | None,
-        late_timeout: float,
-        tasks: list[Task[Suspension]],
-    ) -> None:
-        """Suspend domains, all at once; undone when interrupted.  See `protocol.suspend`.
-
-        The outcomes become `tasks`.  A caller who is interrupted before it has handed them on gives
-        them to `undo`.
-        """
-        timeout_ = None if timeout is None else timeout_ns(timeout, "timeout")
-        late = timeout_ns(late_timeout, "late_timeout")
-        now = self.ports.poller.now_ns
-        machines = [protocol.suspend(domain, now, timeout_, late) for domain in domains]
-        self._run(
-            machines, tasks, lambda signals: undo(self._engine, tasks, self._inverse, signals)
-        )
-
-    def undo(self, tasks: list[Task[Suspension]]) -> None:
-        """Resume what has been suspended; nothing to do for the rest, and the second time."""
-        if any(task.succeeded for task in tasks):
-            with self._working() as signals:
-                undo(self._engine, tasks, self._inverse, signals)
-
-    def resume(
-        self,
-        domains: Iterable[DomainRef],
-        tasks: list[Task[Resumption]],
-        *,
-        cooperative: bool | None = None,
-        timeout: float = DEFAULT_BACKEND_TIMEOUT,
-        force: bool = False,
-    ) -> None:
-        """Resume domains; the outcomes become `tasks`.  See `reinit.resume`."""
-        now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
-        machines = [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
-        self._run(machines, tasks, None)
-
-    def transact(self, machine: Machine[T], tasks: list[Task[T]]) -> None:
-        """Run a machine that undoes by itself what it has done, when it is interrupted."""
-        self._run([machine], tasks, None)
-
-    def _inverse(self, suspension: Suspension) -> Machine[Resumption]:
-        return protocol.resume(suspension.domain, self.ports.poller.now_ns)
+    @property
+    def is_parents(self) -> bool:
+        """Whether it was opened by a process from which this one was forked."""
+        return self._pid != os.getpid()
 
     def check(self) -> None:
         """Refuse a connection that is closed or belongs to the parent process."""
-        if self._pid != os.getpid():
+        if self.is_parents:
             raise RuntimeError(
                 f"this connection to Xen was opened by process {self._pid}; "
                 "a forked child must open its own"
@@ -117,30 +58,29 @@ class Connection:
         if self._closed:
             raise ValueError("this connection to Xen is closed")
 
-    @contextmanager
-    def _working(self) -> Iterator[DeferredSignals]:
-        """For one call at a time, with signal handlers held back."""
-        with DeferredSignals(self.ports.poller.wake) as signals:
-            if not self._busy.acquire(blocking=False):
-                raise RuntimeError(
-                    "this connection to Xen is at work already: give each thread a Host of its "
-                    "own, close it when its calls have ended, and do neither from signal handlers"
-                )
-            try:
-                yield signals
-            finally:
-                self._busy.release()
+    def suspensions(
+        self, domains: Iterable[DomainRef], timeout: float | None, late_timeout: float
+    ) -> list[Machine[Suspension]]:
+        """What suspends domains; see `protocol.suspend`."""
+        timeout_ = None if timeout is None else timeout_ns(timeout, "timeout")
+        late = timeout_ns(late_timeout, "late_timeout")
+        now = self.ports.poller.now_ns
+        return [protocol.suspend(domain, now, timeout_, late) for domain in domains]
 
-    def _run(
+    def resumptions(
         self,
-        machines: list[Machine[T]],
-        tasks: list[Task[T]],
-        undo_: Callable[[DeferredSignals], None] | None,
-    ) -> None:
-        with self._working() as signals:
-            self.check()
-            undoing = None if undo_ is None else lambda: undo_(signals)
-            run(self._engine, machines, tasks, undoing, signals)
+        domains: Iterable[DomainRef],
+        cooperative: bool | None = None,
+        timeout: float = DEFAULT_BACKEND_TIMEOUT,
+        force: bool = False,
+    ) -> list[Machine[Resumption]]:
+        """What resumes domains; see `reinit.resume`."""
+        now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
+        return [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
+
+    def inverse(self, suspension: Suspension) -> Machine[Resumption]:
+        """What undoes a suspension."""
+        return protocol.resume(suspension.domain, self.ports.poller.now_ns)
 
     def look(self, machine: Machine[T]) -> T:
         """Run a machine that only looks; see `Engine.look`."""
@@ -198,6 +138,92 @@ class Connection:
         except NoSuchNode:  # being created, or gone meanwhile
             name = b""
         return DomainRef(info.domid, info.handle, name.decode("utf-8", "surrogateescape"))
+
+
+class Connection(BaseConnection):
+    """A connection that waits by blocking; for one thread at a time."""
+
+    def __init__(self, ports: Ports | None = None) -> None:
+        super().__init__(ports)
+        self._busy = threading.Lock()
+
+    @classmethod
+    def default(cls) -> Connection:
+        """This thread's own connection, opened when first needed."""
+        connection: Connection | None = getattr(_of_thread, "connection", None)
+        if connection is None or connection.stale:
+            connection = _of_thread.connection = cls()
+        return connection
+
+    def close(self) -> None:
+        """Close it; closing it again, or in a forked child, does nothing."""
+        if self._closed or self.is_parents:
+            return
+        with self._working():
+            self._closed = True
+            self.ports.close()
+
+    def suspend(
+        self,
+        domains: Iterable[DomainRef],
+        timeout: float | None,
+        late_timeout: float,
+        tasks: list[Task[Suspension]],
+    ) -> None:
+        """Suspend domains, all at once; undone when interrupted.  See `protocol.suspend`.
+
+        The outcomes become `tasks`.  A caller who is interrupted before it has handed them on gives
+        them to `undo`.
+        """
+        machines = self.suspensions(domains, timeout, late_timeout)
+        self._run(machines, tasks, lambda signals: undo(self._engine, tasks, self.inverse, signals))
+
+    def undo(self, tasks: list[Task[Suspension]]) -> None:
+        """Resume what has been suspended; nothing to do for the rest, and the second time."""
+        if any(task.succeeded for task in tasks):
+            with self._working() as signals:
+                undo(self._engine, tasks, self.inverse, signals)
+
+    def resume(
+        self,
+        domains: Iterable[DomainRef],
+        tasks: list[Task[Resumption]],
+        *,
+        cooperative: bool | None = None,
+        timeout: float = DEFAULT_BACKEND_TIMEOUT,
+        force: bool = False,
+    ) -> None:
+        """Resume domains; the outcomes become `tasks`.  See `reinit.resume`."""
+        self._run(self.resumptions(domains, cooperative, timeout, force), tasks, None)
+
+    def transact(self, machine: Machine[T], tasks: list[Task[T]]) -> None:
+        """Run a machine that undoes by itself what it has done, when it is interrupted."""
+        self._run([machine], tasks, None)
+
+    @contextmanager
+    def _working(self) -> Iterator[DeferredSignals]:
+        """For one call at a time, with signal handlers held back."""
+        with DeferredSignals(self.ports.poller.wake) as signals:
+            if not self._busy.acquire(blocking=False):
+                raise RuntimeError(
+                    "this connection to Xen is at work already: give each thread a Host of its "
+                    "own, close it when its calls have ended, and do neither from signal handlers"
+                )
+            try:
+                yield signals
+            finally:
+                self._busy.release()
+
+    def _run(
+        self,
+        machines: list[Machine[T]],
+        tasks: list[Task[T]],
+        undo_: Callable[[DeferredSignals], None] | None,
+    ) -> None:
+        with self._working() as signals:
+            self.check()
+            undoing = None if undo_ is None else lambda: undo_(signals)
+            run(self._engine, machines, tasks, undoing, signals)
 
 
 _LAST_DOMID = 0x7FEF  # DOMID_FIRST_RESERVED of public/xen.h, less one

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Literal, TypeVar
+from typing import TYPE_CHECKING, Callable, Generic, Literal, TypeVar
 from uuid import UUID
 
 from .actions import Machine, identify
-from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, Connection, Reference
 from .devices import used_by, with_states
 from .engine import Task
 from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
@@ -29,38 +29,26 @@ from .types import (
     Suspension,
 )
 
-__all__ = ["Domain"]
+__all__ = ["BaseDomain", "Domain"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
+C = TypeVar("C", bound=BaseConnection)
 
 #: seconds to watch over a guest that took the request and missed its deadline
 DEFAULT_LATE_TIMEOUT = 30.0
 
 
-class Domain:
-    """One Xen domain.
+class BaseDomain(Generic[C]):
+    """Which domain it is, and what can be seen of it without waiting."""
 
-    It means the domain that the reference meant when this object was made: after a reboot a guest
-    is a new domain, and every verb of the old object raises `NoSuchDomain`.
-
-    It stands on this thread's own connection to Xen, opened when first needed; a `Host` gives
-    domains on its own.
-
-    Args:
-        reference: domid (int, or a str of digits), name (str) or UUID (`uuid.UUID`, or its usual
-            form of 36 characters as a str).
-
-    Raises:
-        NoSuchDomain: no domain is called so.
-        NotXenHost, NotPermitted, LibraryMismatch: see `Host`.
-    """
-
-    def __init__(self, reference: Reference) -> None:
-        self._connection = Connection.default()
-        self._ref = self._connection.find(reference)
+    _connection: C
+    _ref: DomainRef
 
     @classmethod
-    def _on(cls, connection: Connection, reference: Reference) -> Domain:
+    def _on(cls, connection: C, reference: Reference) -> Self:
         """The domain that a reference means, on that connection."""
         domain = cls.__new__(cls)
         domain._connection = connection
@@ -71,7 +59,7 @@ class Domain:
         return f"<xenpm.Domain {self._ref.domid} {self._ref.name!r}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Domain) and self._key == other._key
+        return isinstance(other, BaseDomain) and self._key == other._key
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -217,6 +205,60 @@ class Domain:
             raise StoreDataError(_makes_no_sense(self._ref, unreadable))
         return found
 
+    # -- what the verbs of both kinds of domains stand on
+
+    def _check_lightweight(self, lightweight: object) -> None:
+        if lightweight is not True:
+            raise ValueError("this release suspends only lightly; for the other way use 'xl save'")
+
+    def _check_resumable(self) -> None:
+        """Refuse a guest that, once suspended, could not be resumed."""
+        cooperatively, anew = self.supports_cooperative_resume, self.supports_reinit
+        if not (cooperatively or anew):
+            raise SuspendNotSupported(
+                self._ref,
+                f"could not be resumed again: {cooperatively.evidence}; {anew.evidence}",
+            )
+
+    def _pause(self) -> None:
+        if self.info.runs_xenstore:
+            raise XenError(f"{self._ref}: runs xenstored; without that the whole host would hang")
+        self._connection.ports.hypervisor.pause(self.domid)
+
+    def _unpause(self) -> None:
+        info = self.info
+        middle = info.paused and not info.suspended
+        if middle and self._connection.look(started_over(self._ref, info)).doing:
+            raise ResumeError(
+                self._ref,
+                "is paused in the middle of being started over: resume it with "
+                "cooperative=False, which unpauses it at its end. Nothing was touched",
+            )
+        self._connection.ports.hypervisor.unpause(self.domid)
+
+
+class Domain(BaseDomain[Connection]):
+    """One Xen domain.
+
+    It means the domain that the reference meant when this object was made: after a reboot a guest
+    is a new domain, and every verb of the old object raises `NoSuchDomain`.
+
+    It stands on this thread's own connection to Xen, opened when first needed; a `Host` gives
+    domains on its own.
+
+    Args:
+        reference: domid (int, or a str of digits), name (str) or UUID (`uuid.UUID`, or its usual
+            form of 36 characters as a str).
+
+    Raises:
+        NoSuchDomain: no domain is called so.
+        NotXenHost, NotPermitted, LibraryMismatch: see `Host`.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self._connection = Connection.default()
+        self._ref = self._connection.find(reference)
+
     def suspend(
         self,
         *,
@@ -258,8 +300,7 @@ class Domain:
                 is in.
             ResumeError: it suspended late and could not be resumed.
         """
-        if lightweight is not True:
-            raise ValueError("this release suspends only lightly; for the other way use 'xl save'")
+        self._check_lightweight(lightweight)
         tasks: list[Task[Suspension]] = []
         try:
             self._connection.suspend([self._ref], timeout, late_timeout, tasks)
@@ -325,16 +366,7 @@ class Domain:
         Takes and raises what `suspend` and `resume` do.  A domain that was destroyed within the
         block raises `NoSuchDomain` at its end, one that somebody else resumed `NotSuspended`.
         """
-        look = self._connection.look
-        if not (
-            look(supports_cooperative_resume(self._ref, self.info))
-            or look(supports_reinit(self._ref, self.info))
-        ):
-            raise SuspendNotSupported(
-                self._ref,
-                f"could not be resumed again: {self.supports_cooperative_resume.evidence}; "
-                f"{self.supports_reinit.evidence}",
-            )
+        self._check_resumable()
         suspended = _Suspended(self._connection)
         # Entered twice: should a signal handler raise in the first lines of one's end, before it
         # holds signals back, then the other's end still resumes the guest.
@@ -350,9 +382,7 @@ class Domain:
             HypercallError, NotPermitted: the call failed; nothing was touched.
             XenError: it runs xenstored.
         """
-        if self.info.runs_xenstore:
-            raise XenError(f"{self._ref}: runs xenstored; without that the whole host would hang")
-        self._connection.ports.hypervisor.pause(self.domid)
+        self._pause()
 
     def unpause(self) -> None:
         """Undo one `pause`: ``xc_domain_unpause``.
@@ -363,15 +393,7 @@ class Domain:
                 its channels and devices; nothing was touched.
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
         """
-        info = self.info
-        middle = info.paused and not info.suspended
-        if middle and self._connection.look(started_over(self._ref, info)).doing:
-            raise ResumeError(
-                self._ref,
-                "is paused in the middle of being started over: resume it with "
-                "cooperative=False, which unpauses it at its end. Nothing was touched",
-            )
-        self._connection.ports.hypervisor.unpause(self.domid)
+        self._unpause()
 
 
 def _with_states(devices: tuple[Device, ...]) -> Machine[tuple[Device, ...]]:

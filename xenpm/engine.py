@@ -305,7 +305,7 @@ class Engine:
     def drop_all(self) -> None:
         """Drop all machines where they are, and name their guests."""
         for task in list(self._tasks.values()):
-            if task.wait is not None:
+            if task.wait is not None and task.wait.domain is not None:
                 _log.warning(
                     "%s: no longer watched over; it may yet suspend: should it, resume it",
                     task.wait.domain,
@@ -345,8 +345,8 @@ class Engine:
             if task.wait is None:
                 continue
             wake = Wake(store=task.token in stores, timed_out=now >= task.wait.until_ns)
-            if domains is not None:
-                domain = task.wait.domain
+            domain = task.wait.domain
+            if domains is not None and domain is not None:
                 info = identify(domain, domains.get(domain.domid))
                 if info is None or info.shutdown or info.dying:
                     wake = wake._replace(domain=True, info=info)
@@ -536,10 +536,10 @@ def run(
             _drive(engine, tasks, signals, cancel=True)
         finally:
             engine.drop_all()
-            _name_unsafe(tasks)
+            name_unsafe(tasks)
         raise
     if signals.interruption is not None:
-        _name_unsafe(tasks)
+        name_unsafe(tasks)
         if undo is not None:
             undo()
 
@@ -560,7 +560,8 @@ def undo(
         task.finish(None, Cancelled())
 
 
-def _name_unsafe(tasks: list[Task[T]]) -> None:
+def name_unsafe(tasks: list[Task[T]]) -> None:
+    """Log what cancelled machines came to, where a guest may not be safe."""
     for task in tasks:
         if not _is_safe(task.error):
             _log.error("interrupted: %s", task.error)

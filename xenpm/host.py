@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from . import sleep
 from .actions import Machine
-from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
-from .domain import DEFAULT_LATE_TIMEOUT, Domain
+from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, Connection, Reference
+from .domain import DEFAULT_LATE_TIMEOUT, BaseDomain, Domain
 from .engine import Task
 from .errors import XenError
+from .events import Observer
 from .hooks import Hook, find_hooks
 from .plan import Plan, make_plan
 from .policy import Rule, Settings, read_settings
 from .ports import Ports
 from .sleep import Report, Terms
 from .topology import Topology, read_topology
-from .types import Resumption, Suspension
+from .types import DomainEvent, Resumption, Suspension
 
-__all__ = ["Host"]
+__all__ = ["BaseHost", "Host"]
 
 T = TypeVar("T")
+D = TypeVar("D", bound="BaseDomain[Any]")
 
 
-class Host:
+class BaseHost(Generic[D]):
+    """What can be seen of a host without waiting, and the checks of its verbs' arguments."""
+
+    _connection: BaseConnection
+
+    @property
+    def xen_version(self) -> tuple[int, int]:
+        """The hypervisor's release as (major, minor): ``xc_version``."""
+        return self._connection.ports.hypervisor.version()
+
+    def _plan(self, rules: Mapping[D, Rule] | None, settings: Settings | None) -> Plan:
+        chosen = dict(rules or {})
+        self._chosen(chosen)
+        for rule in chosen.values():
+            if not isinstance(rule, Rule):
+                raise TypeError(f"rules must be xenpm.Rule objects, not {type(rule).__name__}")
+        by_domid = {domain.domid: rule for domain, rule in chosen.items()}
+        settings = read_settings() if settings is None else settings
+        return self._connection.look(make_plan(settings, by_domid))
+
+    def _chosen(self, domains: Iterable[D]) -> list[D]:
+        """The domains that a caller has named, each once; refuses what is not this host's."""
+        chosen = list(domains)
+        for domain in chosen:
+            if not isinstance(domain, BaseDomain):
+                raise TypeError(
+                    "domains must be xenpm.Domain objects, as host.domain() gives them, "
+                    f"not {type(domain).__name__}"
+                )
+            if domain._connection is not self._connection:
+                raise ValueError(
+                    f"{domain.ref} was looked up through another connection to Xen: "
+                    "look it up with this host's domain()"
+                )
+        return list(dict.fromkeys(chosen))
+
+
+class Host(BaseHost[Domain]):
     """The Xen host that this process runs on, as root in dom0.
 
     A host is for one thread at a time and must not be used by a forked child.  It is closed by
@@ -39,6 +78,8 @@ class Host:
         NotXenHost: no hypervisor or no xenstore here, or this is not dom0.
         XenError: no descriptor or no memory is left, or no lock file can be made.
     """
+
+    _connection: Connection
 
     def __init__(self, *, ports: Ports | None = None) -> None:
         self._connection = Connection(ports)
@@ -56,11 +97,6 @@ class Host:
             RuntimeError: a call is under way, in another thread or below this signal handler.
         """
         self._connection.close()
-
-    @property
-    def xen_version(self) -> tuple[int, int]:
-        """The hypervisor's release as (major, minor): ``xc_version``."""
-        return self._connection.ports.hypervisor.version()
 
     def domain(self, reference: Reference) -> Domain:
         """The domain that a domid, a name or a UUID means now.
@@ -102,14 +138,30 @@ class Host:
             ConfigError: the settings, or a domain's ``xenpm/policy`` in xenstore, make no sense.
             HypercallError, StoreError, NotPermitted: a call to Xen failed.
         """
-        chosen = dict(rules or {})
-        self._chosen(chosen)
-        for rule in chosen.values():
-            if not isinstance(rule, Rule):
-                raise TypeError(f"rules must be xenpm.Rule objects, not {type(rule).__name__}")
-        by_domid = {domain.domid: rule for domain, rule in chosen.items()}
-        settings = read_settings() if settings is None else settings
-        return self._connection.look(make_plan(settings, by_domid))
+        return self._plan(rules, settings)
+
+    def events(self) -> Iterator[DomainEvent]:
+        """What becomes of the domains, from this call on, without end: waits for each event.
+
+        A domain has appeared, suspended, been resumed, or is gone; whoever did it.  From watches
+        on ``@introduceDomain`` and ``@releaseDomain``; as nothing in xenstore tells of a resume,
+        suspended domains are looked at ten times a second while there are any.  What lasts shorter
+        than the time between two looks is not told.
+
+        While it waits, this host can do nothing else: Ctrl-C or a signal handler that raises ends
+        the waiting.  `xenpm.aio` has the same beside all else.
+
+        Raises:
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
+        """
+        observer = Observer()
+        self._connection.look(observer.look())
+        return self._events(observer)
+
+    def _events(self, observer: Observer) -> Iterator[DomainEvent]:
+        while True:
+            machine = observer.next_events(self._connection.ports.poller.now_ns)
+            yield from self._transact(machine, [])
 
     def suspend(
         self,
@@ -219,8 +271,8 @@ class Host:
         hooks: Sequence[Hook],
         progress: Callable[[str], None] | None,
     ) -> Report:
-        terms = _terms(settings, hooks, progress)
-        plan = self.plan(rules=rules, settings=terms.settings)
+        terms = terms_of(settings, hooks, progress)
+        plan = self._plan(rules, terms.settings)
         tasks: list[Task[Report]] = []
         try:
             machine = sleep.suspend(state, plan, terms, self._connection.ports.poller.now_ns)
@@ -238,7 +290,7 @@ class Host:
         *,
         only_interrupted: bool,
     ) -> Report | None:
-        terms = _terms(settings, hooks, progress)
+        terms = terms_of(settings, hooks, progress)
         now = self._connection.ports.poller.now_ns
         machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
         return self._transact(machine, [])
@@ -272,7 +324,7 @@ class Host:
         tasks: list[Task[Suspension]] = []
         try:
             self._connection.suspend(refs, timeout, late_timeout, tasks)
-            return _outcomes(chosen, tasks)
+            return outcomes(chosen, tasks)
         except BaseException:  # also what a signal handler raises at the last moment
             self._connection.undo(tasks)
             raise
@@ -298,26 +350,10 @@ class Host:
         tasks: list[Task[Resumption]] = []
         refs = [domain.ref for domain in chosen]
         self._connection.resume(refs, tasks, cooperative=cooperative, timeout=timeout)
-        return _outcomes(chosen, tasks)
-
-    def _chosen(self, domains: Iterable[Domain]) -> list[Domain]:
-        """The domains that a caller has named, each once; refuses what is not this host's."""
-        chosen = list(domains)
-        for domain in chosen:
-            if not isinstance(domain, Domain):
-                raise TypeError(
-                    "domains must be xenpm.Domain objects, as host.domain() gives them, "
-                    f"not {type(domain).__name__}"
-                )
-            if domain._connection is not self._connection:
-                raise ValueError(
-                    f"{domain.ref} was looked up through another connection to Xen: "
-                    "look it up with this host's domain()"
-                )
-        return list(dict.fromkeys(chosen))
+        return outcomes(chosen, tasks)
 
 
-def _terms(
+def terms_of(
     settings: Settings | None, hooks: Sequence[Hook], progress: Callable[[str], None] | None
 ) -> Terms:
     settings = read_settings() if settings is None else settings
@@ -328,19 +364,19 @@ def _nobody(_text: str) -> None:
     """Progress that nobody wants to hear of."""
 
 
-def _outcomes(domains: list[Domain], tasks: list[Task[T]]) -> dict[Domain, T | XenError]:
+def outcomes(domains: list[D], tasks: list[Task[T]]) -> dict[D, T | XenError]:
     """Each domain's result or error."""
-    outcomes: dict[Domain, T | XenError] = {}
+    found: dict[D, T | XenError] = {}
     for domain, task in zip(domains, tasks):
         if task.error is None:
-            outcomes[domain] = task.result()
+            found[domain] = task.result()
         elif isinstance(task.error, XenError):
-            outcomes[domain] = task.error
+            found[domain] = task.error
         else:  # a fault of xenpm's own must not cost the caller what became of the others
             failed = XenError(
                 f"{domain.ref}: xenpm failed in the middle ({task.error!r}); look what state it is "
                 "in, and report this"
             )
             failed.__cause__ = task.error
-            outcomes[domain] = failed
-    return outcomes
+            found[domain] = failed
+    return found

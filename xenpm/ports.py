@@ -8,9 +8,12 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .types import DomainInfo, Ending, Permission, Sleep, VcpuInfo
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 __all__ = [
     "Hypervisor",
@@ -174,6 +177,18 @@ class Poller(Protocol):
 
     def wait(self, fd: int, timeout_ns: int, others: Sequence[int] = ()) -> None:
         """Return once `fd` or one of the others is readable, on `wake`, or after `timeout_ns`."""
+
+    def listen(
+        self,
+        loop: AbstractEventLoop,
+        fds: Sequence[int],
+        until_ns: int,
+        ready: Callable[[], None],
+    ) -> Callable[[], None]:
+        """Have a loop call `ready` once, when one of `fds` is readable or at a time of `now_ns`.
+
+        What is returned stops that; there is at most one listening at a time.
+        """
 
     def wake(self) -> None:
         """End the present or next `wait` at once; may be called from a signal handler."""

@@ -31,6 +31,8 @@ from .ports import Hypervisor, Ports
 from .power import SystemPower
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from ._ext.xenlight import Xenlight
 
 __all__ = [
@@ -53,6 +55,7 @@ _REBUILD = (
     "install the libxen-dev of the Xen that runs here, and xenpm anew from its sources with "
     "'pip install --force-reinstall --no-cache-dir'"
 )
+_LONGEST_WAIT_NS = 86_400 * 1_000_000_000  # poll(2) takes an int of milliseconds
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 RUN_DIRECTORY = Path("/run/xenpm")
 
@@ -186,9 +189,34 @@ class SystemPoller:
         poll = select.poll()
         for each in (fd, self._wake_in, *others):
             poll.register(each, select.POLLIN)
+        timeout_ns = min(timeout_ns, _LONGEST_WAIT_NS)
         poll.poll(-(-timeout_ns // 1_000_000))  # milliseconds, rounded up: never too early
         with suppress(BlockingIOError):  # nobody called wake()
             os.read(self._wake_in, 4096)
+
+    def listen(
+        self,
+        loop: AbstractEventLoop,
+        fds: Sequence[int],
+        until_ns: int,
+        ready: Callable[[], None],
+    ) -> Callable[[], None]:
+        """Have a loop call `ready` once, when one of `fds` is readable or at a time of `now_ns`."""
+
+        def stop() -> None:
+            timer.cancel()
+            for fd in fds:
+                loop.remove_reader(fd)
+
+        def once() -> None:
+            stop()
+            ready()
+
+        delay_ns = min(until_ns - self.now_ns(), _LONGEST_WAIT_NS)
+        timer = loop.call_later(max(0, delay_ns) / 1_000_000_000, once)
+        for fd in fds:
+            loop.add_reader(fd, once)
+        return stop
 
     def wake(self) -> None:
         """End the present or next `wait` at once; may be called from a signal handler."""

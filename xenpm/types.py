@@ -10,6 +10,8 @@ from uuid import UUID
 
 __all__ = [
     "Device",
+    "DomainEvent",
+    "DomainEventKind",
     "DomainInfo",
     "DomainRef",
     "DomainState",
@@ -71,6 +73,15 @@ class Phase(enum.Enum):
     REQUESTED = "requested"  #: ``control/shutdown`` is ``suspend``; can be taken back
     ACKNOWLEDGED = "acknowledged"  #: the guest has taken it; it may suspend at any moment
     SUSPENDED = "suspended"  #: shut down with reason suspend, memory in place
+
+
+class DomainEventKind(enum.Enum):
+    """What has become of a domain."""
+
+    APPEARED = "appeared"  #: it is there, and has its name
+    SUSPENDED = "suspended"  #: it sits in the suspend hypercall
+    RESUMED = "resumed"  #: it has left that
+    GONE = "gone"  #: it was destroyed, or is just being destroyed
 
 
 class DomainInfo(NamedTuple):
@@ -161,6 +172,16 @@ class DomainRef(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} (domain {self.domid})" if self.name else f"domain {self.domid}"
+
+
+class DomainEvent(NamedTuple):
+    """Something that has become of a domain; see `Host.events`."""
+
+    kind: DomainEventKind  #: what
+    domain: DomainRef  #: of whom
+
+    def __str__(self) -> str:
+        return f"{self.domain}: {self.kind.value}"
 
 
 class XenbusState(enum.IntEnum):

@@ -33,7 +33,7 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture
-def xen(xen_host: FakeXen) -> FakeXen:
+def xen(xen_host: FakeXen) -> FakeXen:  # noqa: F811
     """A fake host; no test may harm one of its guests."""
     return xen_host
 

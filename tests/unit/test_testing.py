@@ -95,9 +95,7 @@ def test_guest_that_reboots_instead(xen_host: FakeXen) -> None:
         ({"feature_suspend": b"0"}, xenpm.SuspendNotSupported),
     ],
 )
-def test_scripts(
-    xen_host: FakeXen, script: dict[str, Any], error: type[xenpm.XenError]
-) -> None:
+def test_scripts(xen_host: FakeXen, script: dict[str, Any], error: type[xenpm.XenError]) -> None:
     web = xen_host.add_guest("web", **script)
     with pytest.raises(error):
         xenpm.Domain("web").suspend()

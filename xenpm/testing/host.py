@@ -6,7 +6,7 @@ import builtins
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from xenpm.connection import standing_on
 from xenpm.ports import Ports
@@ -20,6 +20,12 @@ from .hypervisor import FakeHypervisor
 from .jobs import FakeJob, FakeJobs, FakeProgram
 from .power import FakePower
 from .store import FakeStore, FakeXenstored, StoreConnection
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Handle
+
+NEVER_NS = 1 << 61  #: later than anything that a test waits for
+_LOOK_AGAIN = 0.001  # seconds
 
 
 class FakeXen(Calls):
@@ -51,6 +57,7 @@ class FakeXen(Calls):
         self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []  # programs
         self.jobs: list[FakeJob] = []
         self.journal: list[dict[str, Any]] = []  # of a host suspend
+        self.listening: dict[FakePoller, int] = {}  # in an event loop; until when at the latest
         self._next_domid = 1
 
     def ports(self) -> Ports:
@@ -224,16 +231,57 @@ class FakePoller(Port):
         assert fd == self._store.fileno()
         with self._call("wait"):
             deadline = self._xen.now_ns + timeout_ns
-            awaited = [job for job in self._xen.jobs if set(job.descriptors) & set(others)]
-            while not (
-                self._woken
-                or self._store.connection.events
-                or any(job.ending is not None for job in awaited)
-            ):
+            while not (self._woken or self._has_come(others)):
                 if not self._xen.run_next(deadline):
+                    assert timeout_ns < NEVER_NS, "nothing is going to happen that would end this"
                     self._xen.now_ns = max(self._xen.now_ns, deadline)
                     break
             self._woken = False
+
+    def listen(
+        self,
+        loop: AbstractEventLoop,
+        fds: Sequence[int],
+        until_ns: int,
+        ready: Callable[[], None],
+    ) -> Callable[[], None]:
+        """Let things happen, one in each round of the loop, and call `ready` as `wait` returns.
+
+        Time never passes the earliest moment for which somebody listens.
+        """
+        assert self._store.fileno() in fds
+        handle: Handle
+
+        def stop() -> None:
+            handle.cancel()
+            self._xen.listening.pop(self, None)
+
+        def step() -> None:
+            nonlocal handle
+            with self._xen.mutex:
+                over = self._has_come(fds) or self._xen.now_ns >= until_ns
+                earliest = min(self._xen.listening.values())
+                if over or self._xen.run_next(earliest):
+                    handle = loop.call_soon(step)
+                elif earliest < NEVER_NS:
+                    self._xen.now_ns = max(self._xen.now_ns, earliest)
+                    handle = loop.call_soon(step)
+                else:  # until the test makes something happen
+                    handle = loop.call_later(_LOOK_AGAIN, step)
+            if over:
+                stop()
+                ready()
+
+        with self._call("listen"):
+            self._xen.listening[self] = until_ns
+            handle = loop.call_soon(step)
+        return stop
+
+    def _has_come(self, others: Sequence[int]) -> bool:
+        """Whether there is an event in the store, or a job has ended whose descriptor is there."""
+        return bool(self._store.connection.events) or any(
+            job.ending is not None for job in self._xen.jobs if set(job.descriptors) & set(others)
+        )
 
     def wake(self) -> None:
         """End the present or next `wait`."""
