@@ -1,0 +1,9 @@
+"""One suite for the blocking API and the one for asyncio, on the fake host and on real Xen."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.conformance.suite")
+
+from .suite import Conformance, World  # noqa: E402  (its assertions are rewritten from here on)
+
+__all__ = ["Conformance", "World"]
