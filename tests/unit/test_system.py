@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 import xenpm
 from xenpm import system
@@ -231,6 +233,39 @@ def test_wait_ends_by_a_wake_of_before(poller: SystemPoller, pipe: tuple[int, in
     again = poller.now_ns()
     poller.wait(pipe[0], 2_000_000)
     assert poller.now_ns() - again >= 2_000_000
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_loop_listens_once(
+    make_loop: Callable[[], asyncio.AbstractEventLoop], poller: SystemPoller, pipe: tuple[int, int]
+) -> None:
+    """To descriptors and to the clock, whichever comes first; and not once it was stopped."""
+    loop = make_loop()
+    heard: list[str] = []
+
+    def listen(what: str, fds: Sequence[int], delay_ns: int) -> Callable[[], None]:
+        return poller.listen(loop, fds, poller.now_ns() + delay_ns, lambda: heard.append(what))
+
+    def pass_some_time() -> None:
+        loop.run_until_complete(asyncio.sleep(0.02))
+
+    listen("time", [pipe[0]], 1_000_000)
+    pass_some_time()
+    assert heard == ["time"]
+    listen("descriptor", [pipe[0]], 1 << 62)
+    os.write(pipe[1], b"x")
+    pass_some_time()  # in which the descriptor stays readable
+    assert heard == ["time", "descriptor"]
+    stop = listen("nothing", [pipe[0]], 1_000_000)
+    stop()
+    pass_some_time()
+    assert heard == ["time", "descriptor"]
+    loop.close()
+
+
+def test_wait_for_years(poller: SystemPoller, pipe: tuple[int, int]) -> None:
+    os.write(pipe[1], b"x")
+    poller.wait(pipe[0], 1 << 62)
 
 
 def test_wait_ends_by_wake_of_another_thread(poller: SystemPoller, pipe: tuple[int, int]) -> None:

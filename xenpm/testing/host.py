@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NEVER_NS = 1 << 61  #: later than anything that a test waits for
 _LOOK_AGAIN = 0.001  # seconds
+_ROUNDS = 10
 
 
 class FakeXen(Calls):
@@ -245,23 +246,26 @@ class FakePoller(Port):
         until_ns: int,
         ready: Callable[[], None],
     ) -> Callable[[], None]:
-        """Let things happen, one in each round of the loop, and call `ready` as `wait` returns.
+        """Let things happen, one by one, and call `ready` when `wait` would return.
 
+        In between the loop goes round some times, for the coroutines that have just been woken.
         Time never passes the earliest moment for which somebody listens.
         """
         assert self._store.fileno() in fds
         handle: Handle
+        rounds = 0
 
         def stop() -> None:
             handle.cancel()
             self._xen.listening.pop(self, None)
 
         def step() -> None:
-            nonlocal handle
+            nonlocal handle, rounds
+            rounds += 1
             with self._xen.mutex:
                 over = self._has_come(fds) or self._xen.now_ns >= until_ns
                 earliest = min(self._xen.listening.values())
-                if over or self._xen.run_next(earliest):
+                if over or rounds % _ROUNDS or self._xen.run_next(earliest):
                     handle = loop.call_soon(step)
                 elif earliest < NEVER_NS:
                     self._xen.now_ns = max(self._xen.now_ns, earliest)
