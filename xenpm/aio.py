@@ -151,8 +151,7 @@ class Connection(BaseConnection):
         """The caller does not want the results any more."""
         call.cancelled = True
         for task in call.tasks:
-            if not task.done:
-                self._engine.cancel(task)
+            self._engine.cancel(task)
         if call.ended.done():  # all had ended, but the caller has not heard of it
             call.ended = call.ended.get_loop().create_future()
             self._calls.append(call)
