@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import select
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import uvloop
 
 import xenpm
-from xenpm import Permission
+from xenpm import Permission, aio
+from xenpm.hooks import HookEvent
+from xenpm.jobs import SystemJobs
 from xenpm.ports import Ports
 from xenpm.system import FileLocks, SystemPoller
 from xenpm.testing import FakeXen
@@ -614,8 +618,8 @@ def test_daemon_dies_at_a_request(
 
 
 @pytest.fixture
-def host(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Iterator[xenpm.Host]:
-    ports = Ports(
+def ports(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Ports:
+    return Ports(
         FakeHypervisor(xen),
         store,
         FileLocks(tmp_path),
@@ -626,6 +630,10 @@ def host(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Iterator[xenpm.Host]:
         FakeJobs(xen),
         FakeJournal(xen),
     )
+
+
+@pytest.fixture
+def host(ports: Ports) -> Iterator[xenpm.Host]:
     with xenpm.Host(ports=ports) as host:
         yield host
 
@@ -650,6 +658,81 @@ def test_cycles(xen: FakeXen, host: xenpm.Host, how: str) -> None:
             assert_request_restored(guest)
         host.resume_each(host.domains())
         assert all(guest.running for guest in guests)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop])
+def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    loop: asyncio.AbstractEventLoop = request.param()
+    yield loop
+    loop.close()
+
+
+def test_cycles_in_an_event_loop(
+    xen: FakeXen, ports: Ports, loop: asyncio.AbstractEventLoop
+) -> None:
+    guests = [xen.add_guest(f"guest{i}", acknowledge_ns=0, suspend_ns=0) for i in range(5)]
+
+    async def cycles() -> None:
+        async with aio.Host(ports=ports) as host:
+            for cycle in range(1, 4):
+                outcomes = await host.suspend_each(await host.domains())
+                assert all(isinstance(outcome, xenpm.Suspension) for outcome in outcomes.values())
+                assert_all_unwatched(xen)
+                assert {guest.suspensions for guest in guests} == {cycle}
+                await host.resume_each(await host.domains())
+                assert all(guest.running for guest in guests)
+
+    loop.run_until_complete(cycles())
+
+
+def test_deadline_in_an_event_loop(
+    xen: FakeXen, ports: Ports, loop: asyncio.AbstractEventLoop
+) -> None:
+    guest = xen.add_guest("web", acknowledge_ns=None)
+
+    async def suspend() -> None:
+        async with aio.Host(ports=ports) as host:
+            domain = await host.domain("web")
+            with pytest.raises(xenpm.SuspendNotAcknowledged):
+                await domain.suspend(timeout=0.01)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(domain.suspend(), 0.01)
+
+    loop.run_until_complete(suspend())
+    assert_request_restored(guest)
+
+
+def test_hooks_in_an_event_loop(
+    xen: FakeXen, ports: Ports, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Their threads and descriptors are real; the loop goes on meanwhile."""
+    web = xen.add_guest("web", acknowledge_ns=0, suspend_ns=0)
+    ports.jobs = SystemJobs()
+    called: list[HookEvent] = []
+    blocked, released = threading.Event(), threading.Event()
+
+    def hook(event: HookEvent) -> None:
+        called.append(event)
+        blocked.set()
+        assert released.wait(10)
+
+    async def release() -> None:
+        while not blocked.is_set():
+            await asyncio.sleep(0.001)
+        released.set()
+
+    async def sleep() -> xenpm.Report:
+        async with aio.Host(ports=ports) as host:
+            releasing = asyncio.ensure_future(release())
+            report = await host.suspend(settings=xenpm.Settings(), hooks=[hook])
+            await releasing
+            return report
+
+    report = loop.run_until_complete(sleep())
+    assert report.problems == []
+    assert len(called) == 4
+    assert web.running
+    assert_all_unwatched(xen)
 
 
 def test_request_is_taken_back(xen: FakeXen, host: xenpm.Host) -> None:
