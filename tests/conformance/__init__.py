@@ -4,6 +4,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.conformance.suite")
 
+from .api import Api  # noqa: E402
 from .suite import Conformance, World  # noqa: E402  (its assertions are rewritten from here on)
 
-__all__ = ["Conformance", "World"]
+__all__ = ["Api", "Conformance", "World"]

@@ -73,6 +73,7 @@ class Conformance:
 
     # -- the good case
 
+    @pytest.mark.core
     @pytest.mark.parametrize("name", ["victim-pv", "victim-pvh"])
     def test_cycle(self, name: str, host: xenpm.Host, world: World) -> None:
         domain = host.domain(name)
@@ -220,6 +221,7 @@ class Conformance:
 
     # -- the acknowledged phase
 
+    @pytest.mark.core
     @pytest.mark.trouble
     def test_acknowledged_and_late(self, host: xenpm.Host, world: World) -> None:
         domain = host.domain("stall")
@@ -287,6 +289,7 @@ class Conformance:
             with pytest.raises(xenpm.NoSuchDomain):
                 host.domain(reference)
 
+    @pytest.mark.core
     @pytest.mark.trouble
     def test_events(self, host: xenpm.Host, world: World) -> None:
         events = host.events()
@@ -323,6 +326,7 @@ class Conformance:
 
     # -- cancelling, which only asyncio can
 
+    @pytest.mark.core
     @pytest.mark.parametrize("name", ["victim-pv", "victim-pvh"])
     def test_cancelled_at_any_moment(self, name: str, api: Api, world: World) -> None:
         if not api.has_loop:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 import xenpm
-from tests.conformance import Conformance
+from tests.conformance import Api, Conformance
 from xenpm import ShutdownReason
 
 from .guest import Guest, run
@@ -91,3 +91,9 @@ def world(guest: GuestOf) -> Iterator[RealWorld]:
 
 class TestRealHost(Conformance):
     """The blocking API and asyncio's."""
+
+    @pytest.fixture(params=["blocking", "asyncio"])  # dom0 has no uvloop
+    def api(self, request: pytest.FixtureRequest) -> Iterator[Api]:
+        api = Api(request.param)
+        yield api
+        api.close()
