@@ -39,6 +39,12 @@ class FakeXen(Calls):
         locks: who holds which domain's lock.
         cards: the PCI devices of the host, by address.
         kernels: the images that show whether their suspend may be cancelled, by path.
+        sleep_states: those that the machine offers.
+        sleep_ns: how long the machine sleeps; 0: it does not.
+        programs: what can be started on the host, as `FakeProgram`, by path.
+        started: the commands that were, with their environments.
+        now_ns, call_ns: the virtual time, and how much of it a call through the ports takes.
+        calls: how often each method of the ports was called.
     """
 
     def __init__(self, version: tuple[int, int] = (4, 17)) -> None:
@@ -52,10 +58,10 @@ class FakeXen(Calls):
         self.cards: dict[str, FakeCard] = {}
         self.kernels: dict[str, bool] = {}
         self.sleep_states = ("freeze", "mem")
-        self.sleep_ns = 60 * SECOND  # how long the machine sleeps; 0: the write returns at once
-        self.programs: dict[str, FakeProgram] = {}  # by path
+        self.sleep_ns = 60 * SECOND
+        self.programs: dict[str, FakeProgram] = {}
         self.hanging: list[object] = []  # what a function gives back when it is to hang as a job
-        self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []  # programs
+        self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []
         self.jobs: list[FakeJob] = []
         self.journal: list[dict[str, Any]] = []  # of a host suspend
         self.listening: dict[FakePoller, int] = {}  # in an event loop; until when at the latest
