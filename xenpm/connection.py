@@ -6,16 +6,18 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Callable, TypeVar, Union
 from uuid import UUID
 
-from . import protocol, reinit
+from . import heavy, protocol, reinit, savefile
 from .actions import Machine
 from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
+from .heavy import Progress
 from .ports import Ports
 from .system import open_ports
-from .types import DomainInfo, DomainRef, Resumption, Suspension
+from .types import DomainInfo, DomainRef, Resumption, Saving, Suspension
 
 __all__ = ["Connection"]
 
@@ -26,6 +28,7 @@ DEFAULT_BACKEND_TIMEOUT = 30.0
 
 #: how a caller may name a domain
 Reference = Union[int, str, UUID, DomainRef]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 class Connection:
@@ -97,6 +100,30 @@ class Connection:
     def transact(self, machine: Machine[T], tasks: list[Task[T]]) -> None:
         """Run a machine that undoes by itself what it has done, when it is interrupted."""
         self._run([machine], tasks, None)
+
+    def save(
+        self, domain: DomainRef, path: PathLike, timeout: float | None, progress: Progress
+    ) -> Saving:
+        """Save a domain to a file, and destroy it.  See `heavy.save`."""
+        info = self.ports.hypervisor.domain_info(domain.domid)
+        memory_bytes = 0 if info is None else info.memory_kib * 1024
+        until = _heavy_timeout_ns(timeout, memory_bytes)
+        tasks: list[Task[Saving]] = []
+        now = self.ports.poller.now_ns
+        self.transact(heavy.save(domain, _absolute(path), now, until, progress), tasks)
+        return tasks[0].result()
+
+    def restore(self, path: PathLike, timeout: float | None, progress: Progress) -> DomainRef:
+        """Make a domain of a file.  See `heavy.restore`."""
+        self.check()
+        absolute = _absolute(path)
+        with savefile.open_checked(absolute) as file:
+            size_bytes = savefile.read(file, absolute).size_bytes
+        until = _heavy_timeout_ns(timeout, size_bytes)
+        tasks: list[Task[DomainRef]] = []
+        now = self.ports.poller.now_ns
+        self.transact(heavy.restore(absolute, now, until, progress), tasks)
+        return tasks[0].result()
 
     def _inverse(self, suspension: Suspension) -> Machine[Resumption]:
         return protocol.resume(suspension.domain, self.ports.poller.now_ns)
@@ -220,3 +247,18 @@ def timeout_ns(seconds: float, name: str) -> int:
 
 
 _LONGEST = 86_400
+
+
+def _heavy_timeout_ns(seconds: float | None, size_bytes: int) -> int:
+    """How long a file of that size may take: when nobody says, 10 minutes and 5 for each GiB."""
+    if seconds is None:
+        seconds = min(_LONGEST, 600 + 300 * size_bytes / (1 << 30))
+    return timeout_ns(seconds, "timeout")
+
+
+def _absolute(path: PathLike) -> Path:
+    """A path that means the same to a process elsewhere."""
+    text = os.fspath(path)
+    if not text:  # which pathlib takes for the directory that we are in
+        raise ValueError("a path must not be empty")
+    return Path(os.path.abspath(text))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Literal, TypeVar
+from typing import Callable, Literal, TypeVar, overload
 from uuid import UUID
 
 from .actions import Machine, identify
-from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, PathLike, Reference
 from .devices import used_by, with_states
 from .engine import Task
 from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
+from .heavy import Progress
 from .pci import pci_devices
 from .protocol import started_over
 from .reinit import supports_cooperative_resume, supports_reinit
@@ -24,12 +25,13 @@ from .types import (
     DomainType,
     PciDevice,
     Resumption,
+    Saving,
     ShutdownReason,
     Support,
     Suspension,
 )
 
-__all__ = ["Domain"]
+__all__ = ["Domain", "restore"]
 
 T = TypeVar("T")
 
@@ -217,14 +219,35 @@ class Domain:
             raise StoreDataError(_makes_no_sense(self._ref, unreadable))
         return found
 
+    @overload
     def suspend(
         self,
         *,
         lightweight: Literal[True] = True,
         timeout: float | None = None,
         late_timeout: float = DEFAULT_LATE_TIMEOUT,
-    ) -> Suspension:
-        """Have the guest suspend itself, its memory staying in place.
+    ) -> Suspension: ...
+
+    @overload
+    def suspend(
+        self,
+        *,
+        lightweight: Literal[False],
+        path: PathLike,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> Saving: ...
+
+    def suspend(
+        self,
+        *,
+        lightweight: bool = True,
+        path: PathLike | None = None,
+        timeout: float | None = None,
+        late_timeout: float = DEFAULT_LATE_TIMEOUT,
+        progress: Progress = None,
+    ) -> Suspension | Saving:
+        """Have the guest suspend itself, its memory staying in place or going to a file.
 
         The guest is asked through xenstore (``control/shutdown``), freezes its processes, suspends
         its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.
@@ -234,15 +257,25 @@ class Domain:
         late, before it raises; so the call can take `timeout` + `late_timeout` seconds.  The same
         watch follows Ctrl-C (any signal handler that raises); a second Ctrl-C ends it.
 
+        With `lightweight` False its memory and configuration are written to a file, as ``xl save``
+        writes it, and the domain is destroyed: ``libxl_domain_suspend``, ``libxl_domain_destroy``.
+        `restore` or ``xl restore`` makes it anew.  At any moment the guest or the complete file is
+        there.  When it fails or is cancelled the guest runs on, and there is no file.
+
         Args:
-            lightweight: only True: leave the memory where it is.
+            lightweight: whether to leave the memory where it is.
+            path: the file, which must not be there yet; only for the heavy way.
             timeout: seconds that the guest has; None: 30, or 60 for one that owns PCI devices or is
-                a backend of others.
+                a backend of others.  The heavy way: seconds until the file is complete; None: 600,
+                and 300 for each GiB of memory.
             late_timeout: seconds to watch over a guest that took the request and missed that; both
-                are above 0 and at most 86400.
+                are above 0 and at most 86400.  Only for the light way.
+            progress: gets how many bytes are written, and how many it will be at most; only for
+                the heavy way.
 
         Returns:
-            How long each phase took, and for a driver domain how its devices were before.
+            How long each phase took, and for a driver domain how its devices were before.  The
+            heavy way: a `Saving`.
 
         Raises:
             ValueError, TypeError: a timeout is not one; nothing was touched.
@@ -256,10 +289,20 @@ class Domain:
             SuspendInterrupted: it crashed, rebooted, powered off or was destroyed meanwhile.
             SuspendError: a call to Xen failed on the way; the message says what state the guest
                 is in.
+            SaveError: it was not saved; the message says why, and what state the guest is in.
+            XenlightError: the heavy way; a call to libxl failed; nothing was touched.
             ResumeError: it suspended late and could not be resumed.
         """
-        if lightweight is not True:
-            raise ValueError("this release suspends only lightly; for the other way use 'xl save'")
+        if not isinstance(lightweight, bool):
+            raise TypeError(f"lightweight must be a bool, not {type(lightweight).__name__}")
+        if not lightweight:
+            if path is None:
+                raise ValueError("suspending the heavy way takes a path, for the guest's memory")
+            if late_timeout != DEFAULT_LATE_TIMEOUT:
+                raise ValueError("late_timeout is for the light way only")
+            return self._connection.save(self._ref, path, timeout, progress)
+        if path is not None or progress is not None:
+            raise ValueError("path and progress are for the heavy way: give lightweight=False")
         tasks: list[Task[Suspension]] = []
         try:
             self._connection.suspend([self._ref], timeout, late_timeout, tasks)
@@ -372,6 +415,30 @@ class Domain:
                 "cooperative=False, which unpauses it at its end. Nothing was touched",
             )
         self._connection.ports.hypervisor.unpause(self.domid)
+
+
+def restore(path: PathLike, *, timeout: float | None = None, progress: Progress = None) -> Domain:
+    """Make a domain of the file that `Domain.suspend` or ``xl save`` has written, and let it run.
+
+    The file is checked from its beginning to its end, but for the memory in it, before anything is
+    touched: ``libxl_domain_create_restore``.  It stays.  Once the domain has run, its disks are not
+    as they were when it was saved: never restore the same file again.
+
+    Args:
+        path: the file.
+        timeout: seconds that it may take, above 0 and at most 86400; None: 600, and 300 for each
+            GiB.
+        progress: gets how many bytes are read, and how many there are.
+
+    Raises:
+        SaveFileError: it is not the file of a saved domain, or not all of it; nothing was touched.
+        RestoreError: it was not restored, or a domain of its name or UUID is there; nothing is left
+            but the file.
+        NotXenHost, NotPermitted, LibraryMismatch: see `Host`.
+        HypercallError, StoreError, XenlightError: a call to Xen failed; nothing was touched.
+    """
+    connection = Connection.default()
+    return Domain._on(connection, connection.restore(path, timeout, progress))
 
 
 def _with_states(devices: tuple[Device, ...]) -> Machine[tuple[Device, ...]]:

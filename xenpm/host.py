@@ -7,10 +7,11 @@ from typing import TypeVar
 
 from . import sleep
 from .actions import Machine
-from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, PathLike, Reference
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .engine import Task
 from .errors import XenError
+from .heavy import Progress
 from .hooks import Hook, find_hooks
 from .plan import Plan, make_plan
 from .policy import Rule, Settings, read_settings
@@ -69,6 +70,12 @@ class Host:
             NoSuchDomain: no domain is called so.
         """
         return Domain._on(self._connection, reference)
+
+    def restore(
+        self, path: PathLike, *, timeout: float | None = None, progress: Progress = None
+    ) -> Domain:
+        """Make a domain of the file of a saved one, and let it run; see `xenpm.restore`."""
+        return self.domain(self._connection.restore(path, timeout, progress))
 
     def domains(self) -> list[Domain]:
         """All domains but domain 0, by rising domid: ``xc_domain_getinfolist``."""
