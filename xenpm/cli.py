@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_rule,
         metavar="DOMAIN=RULE",
         help="what is to be done with a domain, before all that is configured: suspend, pause, "
-        "leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
+        "save, leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
         "web1='timeout=60 on-failure=undo'",
     )
     reported = argparse.ArgumentParser(add_help=False)

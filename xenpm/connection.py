@@ -105,10 +105,8 @@ class Connection:
         self, domain: DomainRef, path: PathLike, timeout: float | None, progress: Progress
     ) -> Saving:
         """Save a domain to a file, and destroy it.  See `heavy.save`."""
-        info = self.ports.hypervisor.domain_info(domain.domid)
-        memory_bytes = 0 if info is None else info.memory_kib * 1024
-        until = _heavy_timeout_ns(timeout, memory_bytes)
         tasks: list[Task[Saving]] = []
+        until = None if timeout is None else timeout_ns(timeout, "timeout")
         now = self.ports.poller.now_ns
         self.transact(heavy.save(domain, _absolute(path), now, until, progress), tasks)
         return tasks[0].result()
@@ -119,7 +117,11 @@ class Connection:
         absolute = _absolute(path)
         with savefile.open_checked(absolute) as file:
             size_bytes = savefile.read(file, absolute).size_bytes
-        until = _heavy_timeout_ns(timeout, size_bytes)
+        until = (
+            heavy.default_timeout_ns(size_bytes)
+            if timeout is None
+            else timeout_ns(timeout, "timeout")
+        )
         tasks: list[Task[DomainRef]] = []
         now = self.ports.poller.now_ns
         self.transact(heavy.restore(absolute, now, until, progress), tasks)
@@ -247,13 +249,6 @@ def timeout_ns(seconds: float, name: str) -> int:
 
 
 _LONGEST = 86_400
-
-
-def _heavy_timeout_ns(seconds: float | None, size_bytes: int) -> int:
-    """How long a file of that size may take: when nobody says, 10 minutes and 5 for each GiB."""
-    if seconds is None:
-        seconds = min(_LONGEST, 600 + 300 * size_bytes / (1 << 30))
-    return timeout_ns(seconds, "timeout")
 
 
 def _absolute(path: PathLike) -> Path:

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from .actions import Cancelled, Clock, Join, Machine, Run, Signal
-from .errors import XenError
+from .actions import Cancelled, Clock, Join, Machine, Run, Signal, look
+from .errors import NoSuchDomain, XenError
 from .ports import Job
 from .types import DomainRef, Ending, Saving
 
-__all__ = ["Progress", "restore", "save"]
+__all__ = ["Progress", "default_timeout_ns", "finish_save", "restore", "save"]
 
 #: gets how many bytes are done, and how many there will be at most
 Progress = Optional[Callable[[int, int], None]]
@@ -30,6 +30,7 @@ _log = logging.getLogger("xenpm.heavy")
 
 _NS = 1_000_000_000
 _TELL_NS = _NS // 2  # how often progress is told
+_LEAST_NS, _PER_GIB_NS, _LONGEST_NS = 600 * _NS, 300 * _NS, 86_400 * _NS
 _GRACE_NS = 300 * _NS  # for putting things back, behind the deadline that the worker itself has
 
 # Isolated from the directory that we are in and from the environment, as root's process is to be.
@@ -37,8 +38,13 @@ _CODE = "import sys; sys.path.append(sys.argv[1]); from xenpm.worker import main
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 
+def default_timeout_ns(size_bytes: int) -> int:
+    """How long a file of that size may take when nobody says."""
+    return min(_LONGEST_NS, _LEAST_NS + _PER_GIB_NS * size_bytes // (1 << 30))
+
+
 def save(
-    domain: DomainRef, path: Path, now: Clock, timeout_ns: int, progress: Progress = None
+    domain: DomainRef, path: Path, now: Clock, timeout_ns: int | None, progress: Progress = None
 ) -> Machine[Saving]:
     """Suspend a domain, write its memory and configuration to a file, and destroy it.
 
@@ -48,7 +54,8 @@ def save(
         domain: which domain.
         path: the file, absolute; it must not be there yet.
         now: a monotonic clock in nanoseconds.
-        timeout_ns: how long it may take, without the destroying.
+        timeout_ns: how long it may take, without the destroying; None: 10 minutes, and 5 for each
+            GiB of memory.
         progress: is told of it.
 
     Raises:
@@ -59,13 +66,40 @@ def save(
             touched.
     """
     began = now()
-    order = {"domid": domain.domid, "handle": domain.handle.hex(), "name": domain.name}
-    done = yield from _work("save", {**order, "path": str(path)}, now, timeout_ns, progress)
+    info = yield from look(domain)
+    if info is None:
+        raise NoSuchDomain(f"{domain} is gone")
+    if timeout_ns is None:
+        timeout_ns = default_timeout_ns(info.memory_kib * 1024)
+    order = _order(domain, path)
+    done = yield from _work(["save", "mend save"], order, now, timeout_ns, progress)
     return Saving(domain, str(path), int(done["size_bytes"]), now() - began)
 
 
+def finish_save(domain: DomainRef, path: Path, now: Clock) -> Machine[Saving]:
+    """Finish a save whose process and whose caller were killed, or undo it.
+
+    Raises:
+        NoSuchDomain: it is gone, and there is no file of it.
+        SuspendError: it was not saved, and runs on; or the message says what state it is in.
+    """
+    began = now()
+    order = {**_order(domain, path), "said": "a process was killed"}
+    done = yield from _work(["mend save"], order, now, _LEAST_NS, None)
+    return Saving(domain, str(path), int(done["size_bytes"]), now() - began)
+
+
+def _order(domain: DomainRef, path: Path) -> dict[str, Any]:
+    return {
+        "domid": domain.domid,
+        "handle": domain.handle.hex(),
+        "name": domain.name,
+        "path": str(path),
+    }
+
+
 def restore(
-    path: Path, now: Clock, timeout_ns: int, progress: Progress = None
+    path: Path, now: Clock, timeout_ns: int, progress: Progress = None, *, remove: bool = False
 ) -> Machine[DomainRef]:
     """Make a domain of a file, and let it run.
 
@@ -74,23 +108,25 @@ def restore(
         now: a monotonic clock in nanoseconds.
         timeout_ns: how long it may take.
         progress: is told of it.
+        remove: whether to remove the file once the domain runs.
 
     Raises:
         SaveFileError: the file is not that of a saved domain, or is cut off; nothing was touched.
         RestoreError: it was not restored, and nothing is left of it but the file.
         HypercallError, StoreError, XenlightError, NotPermitted: a call to Xen failed.
     """
-    done = yield from _work("restore", {"path": str(path)}, now, timeout_ns, progress)
+    order = {"path": str(path), "remove": remove}
+    done = yield from _work(["restore", "mend restore"], order, now, timeout_ns, progress)
     return DomainRef(int(done["domid"]), bytes.fromhex(done["handle"]), str(done["name"]))
 
 
 def _work(
-    verb: str, order: dict[str, Any], now: Clock, timeout_ns: int, progress: Progress
+    verbs: list[str], order: dict[str, Any], now: Clock, timeout_ns: int, progress: Progress
 ) -> Machine[dict[str, Any]]:
-    """Have a worker do it; should that be killed, have another one put things right."""
+    """Have a worker do the first; should that be killed, another one the second."""
     order["timeout"] = timeout_ns / _NS
-    for each in (verb, f"mend {verb}"):
-        job: Job = yield Run(_command({**order, "verb": each}), dict(os.environ), leave=True)
+    for verb in verbs:
+        job: Job = yield Run(_command({**order, "verb": verb}), dict(os.environ), leave=True)
         yield from _watch(job, now, now() + timeout_ns + _GRACE_NS, progress)
         yield Signal(job, signal.SIGKILL)  # what it has started, should it have been killed
         ending: Ending = job.result()
@@ -103,7 +139,7 @@ def _work(
         words = ending.output.strip().rpartition("\n")[2]
         order["said"] = f"its process ended with status {ending.status} ({ending.error or words})"
     raise XenError(
-        f"{order['path']}: whether all is well after 'mend {verb}' is unknown: {order['said']}. "
+        f"{order['path']}: whether all is well after {verb!r} is unknown: {order['said']}. "
         "Look with 'python -m xenpm list' what is suspended; resume it if the file is not there"
     )
 

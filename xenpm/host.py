@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from . import sleep
@@ -10,11 +11,11 @@ from .actions import Machine
 from .connection import DEFAULT_BACKEND_TIMEOUT, Connection, PathLike, Reference
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .engine import Task
-from .errors import XenError
+from .errors import ConfigError, XenError
 from .heavy import Progress
 from .hooks import Hook, find_hooks
 from .plan import Plan, make_plan
-from .policy import Rule, Settings, read_settings
+from .policy import Policy, Rule, Settings, read_settings
 from .ports import Ports
 from .sleep import Report, Terms
 from .topology import Topology, read_topology
@@ -153,8 +154,8 @@ class Host:
         Raises:
             HostSuspendError: the machine must not sleep, or has not slept, or somebody did not come
                 back; its ``report`` tells.
-            ConfigError: as for `plan`, or a hook could be changed by others than root; nothing was
-                touched.
+            ConfigError: as for `plan`, or a hook could be changed by others than root, or the
+                directory for saved guests cannot be made; nothing was touched.
             JournalError: the journal cannot be written, or another host suspend is under way or was
                 left unfinished; nothing was touched.
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
@@ -228,6 +229,8 @@ class Host:
     ) -> Report:
         terms = _terms(settings, hooks, progress)
         plan = self.plan(rules=rules, settings=terms.settings)
+        if any(entry.policy is Policy.SAVE for entry in plan.entries):
+            _make_directory(terms.settings.save_directory)
         tasks: list[Task[Report]] = []
         try:
             machine = sleep.suspend(state, plan, terms, self._connection.ports.poller.now_ns)
@@ -329,6 +332,14 @@ def _terms(
 ) -> Terms:
     settings = read_settings() if settings is None else settings
     return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
+
+
+def _make_directory(path: Path) -> None:
+    """Make the directory for the files of guests, which are not for everybody to read."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot be made: {error.strerror}", str(path)) from error
 
 
 def _nobody(_text: str) -> None:

@@ -267,6 +267,10 @@ class _Save(_Worker):
 
 
 class _Restore(_Worker):
+    def __init__(self, order: dict[str, Any], connection: Connection, xl: Xenlight) -> None:
+        super().__init__(order, connection, xl)
+        self.remove_file = bool(order["remove"])
+
     def restore(self) -> dict[str, Any]:
         """Make the domain that is in the file, and let it run; or leave nothing of it."""
         with savefile.open_checked(self.path) as file:
@@ -291,6 +295,12 @@ class _Restore(_Worker):
                 self.remove(saved.uuid)
                 what = "it was cancelled" if self.cancelled else error
                 raise RestoreError(self.path, f"was not restored: {what}") from error
+        return self.restored(domid, saved)
+
+    def restored(self, domid: int, saved: savefile.SavedDomain) -> dict[str, Any]:
+        """The domain runs."""
+        if self.remove_file:
+            self.path.unlink()
         return {"domid": domid, "handle": saved.uuid.hex, "name": saved.name}
 
     def check_absent(self, saved: savefile.SavedDomain) -> None:
@@ -318,7 +328,7 @@ class _Restore(_Worker):
         if ref is not None:
             info = self.ports.hypervisor.domain_info(ref.domid)
             if info is not None and not info.paused:  # it was all done but told
-                return {"domid": ref.domid, "handle": saved.uuid.hex, "name": saved.name}
+                return self.restored(ref.domid, saved)
             self.remove(saved.uuid)
         raise RestoreError(self.path, f"was not restored: {self.said}")
 

@@ -52,6 +52,7 @@ class FakeWorker:
     lasts_ns: int | None = SECOND
     deaf: bool = False
     noise: str = ""
+    busy: set[int] = field(default_factory=set)  # whose lock one holds
 
     def __post_init__(self) -> None:
         self.xen.programs[sys.executable] = FakeProgram(act=self.act)
@@ -71,8 +72,10 @@ class FakeWorker:
             self.xen.after(10 * MS, lambda: self.end(job, lambda: mend(job, order)))
             return
         guest = self.guest(order) if saves else None
-        if guest is not None and self.dies != "before":
-            guest.suspend()
+        if guest is not None:
+            self.busy.add(guest.domid)
+            if self.dies != "before":
+                guest.suspend()
         if self.lasts_ns is None:
             return
         for part in range(4):
@@ -91,6 +94,7 @@ class FakeWorker:
     def end(self, job: FakeJob, finish: Callable[[], None]) -> None:
         if job.ending is None:
             finish()
+            self.busy.clear()
 
     def say(self, job: FakeJob, what: str, **values: Any) -> None:
         job.output += json.dumps({"xenpm": what, **values}) + "\n"
@@ -100,6 +104,7 @@ class FakeWorker:
         self.say(job, "failed", error=pickle.dumps(error).hex())
 
     def killed(self, job: FakeJob) -> None:
+        self.busy.clear()
         job.end(Ending(-SIGKILL, output=job.output))
 
     def finish_save(self, job: FakeJob, order: dict[str, Any]) -> None:
@@ -120,6 +125,11 @@ class FakeWorker:
         guest = self.guest(order)
         if self.second_dies:
             self.killed(job)
+        elif guest is not None and guest.domid in self.busy:
+            what = "another process is suspending or resuming it at this moment"
+            self.fail(job, self.not_saved(order, xenpm.SuspendInProgress, what))
+        elif guest is None and order["path"] not in self.files:
+            self.fail(job, xenpm.NoSuchDomain(f"{order['name']} is gone"))
         elif order["path"] in self.files:
             if guest is not None:
                 guest.destroy()
@@ -174,6 +184,7 @@ class FakeWorker:
         if signum == SIGKILL:
             self.killed(job)
         elif signum == SIGTERM and not self.deaf and job.ending is None:
+            self.busy.clear()
             if order["verb"] == "save":
                 self.put_back(order)
                 self.fail(job, self.not_saved(order, xenpm.SuspendCancelled, "it was cancelled"))

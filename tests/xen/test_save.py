@@ -56,6 +56,7 @@ def going_on(subject: Guest) -> Iterator[None]:
     verified = int(subject.report("io")["verified"])
     yield
     assert subject.state == "running"
+    subject.wait("data/counter", bool, "it does not come back")  # it makes its nodes anew
     subject.wait_counting(max(count, subject.count))
     report = subject.wait_working("io", "verified", 3)
     assert report["errors"] == "0"
