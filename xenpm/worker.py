@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -48,13 +48,22 @@ _GRACE = 60.0  # seconds for putting something back, and for what was asked to e
 #: what a file has besides memory: contexts of vCPUs, the numbers of pages that are not there (of
 #: PVH and HVM up to 4 GiB), and the state of a device model
 _BESIDES = {DomainType.PV: 8 << 20, DomainType.PVH: 16 << 20, DomainType.HVM: 64 << 20}
-_PER_PAGE = 16  # bytes for each page of memory: its number in the file, and the table of them all
+_PER_PAGE = 16  # bytes for each page that it may have: its number, and the table of them all
 
 
 def tell(what: str, **values: Any) -> None:
     """Write a line to the process that has started this one, if that is still there."""
     with suppress(BrokenPipeError):
         print(json.dumps({"xenpm": what, **values}), flush=True)  # noqa: T201 (the protocol)
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class _Worker:
@@ -116,47 +125,49 @@ class _Save(_Worker):
         kind = self.connection.look(protocol.check_saving(self.domain))
         with open_xenlight() as xl:  # one that does not wait for who changes the domain
             header = savefile.header(xl.domain_configuration(self.domain.domid))
-        with self.directory() as directory:
-            fd = self.new_file(directory)
+        with self.directory() as directory, self.new_file(directory) as fd:
             total = self.check_room(fd, len(header), kind)
             try:
                 self.write(fd, header, total)
                 size = self.complete(fd, directory)
             except (XenError, OSError) as error:
                 raise self.put_back(error) from error
-            finally:
-                os.close(fd)
         return self.destroy(size)
 
     @contextmanager
     def directory(self) -> Iterator[int]:
         """The directory of the file, which must not be there yet."""
-        try:
-            fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self.refusal(f"{self.path.parent}: {error.strerror}") from error
-        try:
+        with ExitStack() as opened:
+            try:
+                fd = opened.enter_context(_opened(self.path.parent))
+            except OSError as error:
+                raise self.refusal(f"{self.path.parent}: {error.strerror}") from error
             if os.path.lexists(self.path):
                 raise self.refusal(f"{self.path} is there already; remove it, or name another")
             yield fd
-        finally:
-            os.close(fd)
 
-    def new_file(self, directory: int) -> int:
+    @contextmanager
+    def new_file(self, directory: int) -> Iterator[int]:
         """A file without a name: whatever happens, it is not there until it is complete."""
         try:
-            return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
         except OSError as error:
             raise self.refusal(
                 f"no file can be made in {self.path.parent} ({error.strerror}); its file system "
                 "must have unnamed files (O_TMPFILE), as ext4, xfs, btrfs and tmpfs have"
             ) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def check_room(self, fd: int, header_bytes: int, kind: DomainType) -> int:
         """How long the file may become; refuses when there is no room for it."""
         info = self.ports.hypervisor.domain_info(self.domain.domid)
-        pages = 0 if info is None else info.memory_kib // 4
-        need = header_bytes + pages * (4096 + _PER_PAGE) + _BESIDES[kind]
+        if info is None:
+            raise NoSuchDomain(f"{self.domain} is gone")
+        numbers = max(info.memory_kib, info.max_memory_kib) // 4 * _PER_PAGE
+        need = header_bytes + info.memory_kib * 1024 + numbers + _BESIDES[kind]
         found = os.fstatvfs(fd)
         room = found.f_bavail * found.f_frsize
         if room < need:
@@ -241,9 +252,16 @@ class _Save(_Worker):
             if size is None:
                 raise NoSuchDomain(f"{self.domain} is gone, and there is no file of it")
             return {"size_bytes": size}
-        info = self.ports.hypervisor.domain_info(self.domain.domid)
-        if size is not None and info is not None and (info.suspended or info.dying):
-            return self.destroy(size)
+        if size is not None:
+            info = self.ports.hypervisor.domain_info(domain.domid)
+            if info is None or info.suspended or info.dying:
+                return self.destroy(size)
+            raise SaveError(
+                self.domain,
+                f"is saved in {self.path}, but somebody has resumed it meanwhile: remove that file, "
+                "for it does not fit the guest's disks any more",
+                elapsed=self.elapsed,
+            )
         raise self.put_back(XenError(self.said))
 
     def complete_size(self) -> int | None:
@@ -253,17 +271,9 @@ class _Save(_Worker):
                 saved = savefile.read(file, self.path)
         except SaveFileError:
             return None
-        with self.parent() as directory:
+        with _opened(self.path.parent) as directory:  # its process may not have come so far
             os.fsync(directory)
         return saved.size_bytes if saved.uuid == self.domain.uuid else None
-
-    @contextmanager
-    def parent(self) -> Iterator[int]:
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
 
 
 class _Restore(_Worker):
