@@ -258,8 +258,8 @@ class _Save(_Worker):
                 return self.destroy(size)
             raise SaveError(
                 self.domain,
-                f"is saved in {self.path}, but somebody has resumed it meanwhile: remove that file, "
-                "for it does not fit the guest's disks any more",
+                f"is saved in {self.path}, but somebody has resumed it meanwhile: remove that "
+                "file, for it does not fit the guest's disks any more",
                 elapsed=self.elapsed,
             )
         raise self.put_back(XenError(self.said))
