@@ -244,3 +244,19 @@ xenpm.Domain({subject.name!r}).suspend(lightweight=False, path={str(path)!r}, pr
                 subprocess.run(["sleep", "0.5"], check=True)
             assert subject.name not in [domain.name for domain in host.domains()]
         xenpm.restore(path)
+
+
+def test_policy_of_a_host_suspend(host: xenpm.Host, guest: GuestOf) -> None:
+    """Both at once, each by a worker of its own."""
+    rules = {host.domain(name): xenpm.Rule(xenpm.Policy.SAVE) for name in NAMES}
+    directory = xenpm.Settings().save_directory
+    with going_on(guest("save-pv")), going_on(guest("save-pvh")):
+        report = host.suspend_domains(rules=rules)
+        assert report.problems == []
+        assert host.domains() == []
+        assert len(list(directory.iterdir())) == 2
+        back = host.resume_domains()
+        assert back is not None
+        assert back.problems == []
+        assert sorted(str(each.restored and each.restored.name) for each in back.domains.values())
+        assert list(directory.iterdir()) == []
