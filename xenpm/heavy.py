@@ -84,7 +84,7 @@ def finish_save(domain: DomainRef, path: Path, now: Clock) -> Machine[Saving]:
         SuspendError: it was not saved, and runs on; or the message says what state it is in.
     """
     began = now()
-    order = {**_order(domain, path), "said": "a process was killed"}
+    order = {**_order(domain, path), "begun": True, "said": "a process was killed"}
     done = yield from _work(["mend save"], order, now, _LEAST_NS, None)
     return Saving(domain, str(path), int(done["size_bytes"]), now() - began)
 
@@ -136,6 +136,8 @@ def _work(
                 raise error
             if message["xenpm"] == "done":
                 return dict(message)
+        # told right before libxl begins
+        order["begun"] = any(m["xenpm"] == "progress" for m in _messages(ending.output))
         words = ending.output.strip().rpartition("\n")[2]
         order["said"] = f"its process ended with status {ending.status} ({ending.error or words})"
     raise XenError(

@@ -115,6 +115,7 @@ class _Save(_Worker):
     def __init__(self, order: dict[str, Any], connection: Connection, xl: Xenlight) -> None:
         super().__init__(order, connection, xl)
         self.domain = DomainRef(order["domid"], bytes.fromhex(order["handle"]), order["name"])
+        self.begun = bool(order.get("begun"))  # libxl, by the worker that this one makes up for
         if not self.ports.locks.acquire(self.domain.domid):  # until this process ends
             raise SuspendInProgress(
                 self.domain, "another process is suspending or resuming it at this moment"
@@ -187,6 +188,7 @@ class _Save(_Worker):
             tell("progress", done=os.lseek(fd, 0, os.SEEK_CUR), total=total)
 
         progress()
+        self.begun = True
         self.xl.save(self.domain.domid, fd)
         self.finish(progress)
         progress()
@@ -209,10 +211,7 @@ class _Save(_Worker):
 
     def put_back(self, error: BaseException) -> SuspendError:
         """Have the guest run on after `error`; the error to raise in the end."""
-        tasks: list[Task[Phase]] = []
-        machine = protocol.take_back(self.domain, self.ports.poller.now_ns)
-        self.connection.transact(machine, tasks)
-        phase = tasks[0].result()
+        phase = self.take_back() if self.begun else Phase.IDLE
         if phase is Phase.SUSPENDED:
             self.xl.resume(self.domain.domid)
             self.finish()
@@ -221,13 +220,20 @@ class _Save(_Worker):
         what = "its time is over" if timed_out else "it was cancelled" if self.cancelled else error
         state = "it runs on"
         if phase is Phase.ACKNOWLEDGED:
-            state = "it runs, but took the request to suspend and may yet: should it, resume it"
+            state = "it runs, but may have taken the request: should it yet suspend, resume it"
         return kind(
             self.domain,
             f"was not saved: {what}; {state}, and there is no file",
             phase=phase,
             elapsed=self.elapsed,
         )
+
+    def take_back(self) -> Phase:
+        """Take back what libxl may have asked of the guest, and see what that does."""
+        tasks: list[Task[Phase]] = []
+        machine = protocol.take_back(self.domain, self.ports.poller.now_ns)
+        self.connection.transact(machine, tasks)
+        return tasks[0].result()
 
     def destroy(self, size: int) -> dict[str, Any]:
         """Destroy the domain, which is complete in its file."""

@@ -121,6 +121,7 @@ def test_killed_with_the_file_incomplete(
     assert guest.running
     assert worker.files == {}
     assert [order["verb"] for order in worker.orders] == ["save", "mend save"]
+    assert worker.orders[1]["begun"]  # for progress was told
     assert_nothing_left(xen)
 
 

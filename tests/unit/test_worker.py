@@ -150,6 +150,7 @@ class Work:
             "name": "web",
             "remove": False,
             "said": "its process was killed",
+            "begun": True,
             **more,
         }
         self._patch.setattr(sys, "argv", ["-c", json.dumps(order)])
@@ -326,7 +327,7 @@ def test_guest_that_does_not_suspend_in_time(
     xl.fails["save"], xl.suspends = errno.ETIMEDOUT, False
     if late:
         xen.after(500 * MS, web.suspend)
-    refused(work, xenpm.SaveError, "it runs on" if late else "may yet: should it, resume it")
+    refused(work, xenpm.SaveError, "it runs on" if late else "should it yet suspend, resume it")
     assert xl.begun == (["save", "resume"] if late else ["save"])
     assert_unharmed(xen, web, work.path)
 
@@ -413,6 +414,17 @@ def test_mend_without_the_file(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: W
     with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on"):
         work("mend save")
     assert xl.begun == ["resume"]
+    assert_unharmed(xen, web, work.path)
+
+
+def test_mend_when_nothing_had_begun(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    """Nothing was asked of the guest, so nothing is to be waited for."""
+    before = xen.now_ns
+    with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on") as caught:
+        work("mend save", begun=False)
+    assert caught.value.phase is xenpm.Phase.IDLE
+    assert xen.now_ns - before < 1000 * MS
+    assert xl.begun == []
     assert_unharmed(xen, web, work.path)
 
 

@@ -174,9 +174,11 @@ def test_disk_that_fills_up_meanwhile(subject: Guest) -> None:
 
 
 def test_interrupted_guest_runs_on(subject: Guest, path: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done > total // 4:
-            os.kill(os.getpid(), signal.SIGINT)
+    interrupts = iter([signal.SIGINT])  # one: a second would leave the worker to itself
+
+    def interrupt(_done: int, _total: int) -> None:
+        for each in interrupts:
+            os.kill(os.getpid(), each)
 
     with subject.unharmed(), pytest.raises(KeyboardInterrupt):
         save(subject, path, interrupt)
@@ -191,9 +193,10 @@ def test_deadline(subject: Guest, path: Path) -> None:
 
 @pytest.mark.parametrize("stage", killed.SAVE)
 def test_worker_killed_while_saving(
-    subject: Guest, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    guest: GuestOf, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either the guest runs on and there is no file, or the file is complete and the guest gone."""
+    subject = guest("save-pv")
     complete = stage in ("after complete", "before destroy", "after destroy")
     with going_on(subject):
         with monkeypatch.context() as patched:
@@ -210,9 +213,10 @@ def test_worker_killed_while_saving(
 
 @pytest.mark.parametrize("stage", killed.RESTORE)
 def test_worker_killed_while_restoring(
-    subject: Guest, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    guest: GuestOf, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is left of the domain, and the file is as it was."""
+    subject = guest("save-pv")
     with going_on(subject):
         save(subject, path)
         with monkeypatch.context() as patched:
@@ -223,9 +227,10 @@ def test_worker_killed_while_restoring(
         xenpm.restore(path)
 
 
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
-def test_caller_killed_while_saving(subject: Guest, path: Path, part: float) -> None:
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_caller_killed_while_saving(guest: GuestOf, path: Path, part: float) -> None:
     """The worker goes on: the file is complete in the end, and the guest is in it."""
+    subject = guest("save-pv")
     script = f"""
 import os, signal, xenpm
 def strike(done, total):
