@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import metadata as _metadata
 
 from . import config
-from .domain import Domain
+from .domain import Domain, restore
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
 from .hooks import HookEvent, HookPoint, HookResult
@@ -56,6 +56,7 @@ __all__ = [  # noqa: PLE0604
     "Topology",
     "__version__",
     "config",
+    "restore",
     "versions",
     *_errors,
     *_types,

@@ -128,10 +128,14 @@ class Cancel(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Start a program; results in its `Job`, which is let go of when this machine ends."""
+    """Start a program; results in its `Job`, which is let go of when this machine ends.
+
+    It is killed then, unless it is one to `leave`, which comes to a good end by itself.
+    """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    leave: bool = False
 
 
 class Call(NamedTuple):

@@ -21,15 +21,16 @@ import logging
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import sleep
 from .actions import Machine
-from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, Reference
+from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, PathLike, Reference
 from .domain import DEFAULT_LATE_TIMEOUT, BaseDomain
 from .engine import DeferredSignals, Task, name_unsafe
 from .errors import XenError
 from .events import Observer
+from .heavy import Progress
 from .hooks import Hook
 from .host import BaseHost, outcomes, terms_of
 from .plan import Plan
@@ -37,7 +38,7 @@ from .policy import Rule, Settings
 from .ports import Ports
 from .sleep import Report
 from .topology import Topology, read_topology
-from .types import DomainEvent, DomainRef, Resumption, Suspension
+from .types import DomainEvent, DomainRef, Resumption, Saving, Suspension
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -259,14 +260,35 @@ class Domain(BaseDomain[Connection]):
         self._connection = Connection.default()
         self._ref = self._connection.find(reference)
 
+    @overload
     async def suspend(
         self,
         *,
         lightweight: Literal[True] = True,
         timeout: float | None = None,
         late_timeout: float = DEFAULT_LATE_TIMEOUT,
-    ) -> Suspension:
-        """Have the guest suspend itself, its memory staying in place.
+    ) -> Suspension: ...
+
+    @overload
+    async def suspend(
+        self,
+        *,
+        lightweight: Literal[False],
+        path: PathLike,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> Saving: ...
+
+    async def suspend(
+        self,
+        *,
+        lightweight: bool = True,
+        path: PathLike | None = None,
+        timeout: float | None = None,
+        late_timeout: float = DEFAULT_LATE_TIMEOUT,
+        progress: Progress = None,
+    ) -> Suspension | Saving:
+        """Have the guest suspend itself, its memory staying in place or going to a file.
 
         Takes, gives and raises what `xenpm.Domain.suspend` does.
 
@@ -274,8 +296,13 @@ class Domain(BaseDomain[Connection]):
         guest that has taken it is watched over, for at most `late_timeout` seconds, and resumed as
         soon as it has suspended; so is one that had suspended already.  Only then `CancelledError`
         is raised.  Cancelled once more, the coroutine ends at once, and the event loop watches on.
+        The heavy way is undone, too, unless the file is complete.
         """
-        self._check_lightweight(lightweight)
+        if lightweight is False:
+            machine = self._saving(path, timeout, late_timeout, progress)
+            (saved,) = await self._connection.run([machine])
+            return saved.result()
+        self._check_light(lightweight, path, progress)
         (task,) = await self._connection.suspend([self._ref], timeout, late_timeout)
         return task.result()
 
@@ -363,6 +390,17 @@ class Host(BaseHost[Domain]):
     async def domain(self, reference: Reference) -> Domain:
         """The domain that a domid, a name or a UUID means now: see `xenpm.Host.domain`."""
         return Domain._on(self._connection, reference)
+
+    async def restore(
+        self, path: PathLike, *, timeout: float | None = None, progress: Progress = None
+    ) -> Domain:
+        """Make a domain of the file of a saved one, and let it run: see `xenpm.restore`.
+
+        When the coroutine is cancelled, nothing is left but the file, unless the domain runs.
+        """
+        machine = self._connection.restoring(path, timeout, progress)
+        (task,) = await self._connection.run([machine])
+        return await self.domain(task.result())
 
     async def domains(self) -> list[Domain]:
         """All domains but domain 0, by rising domid: see `xenpm.Host.domains`."""
@@ -465,7 +503,7 @@ class Host(BaseHost[Domain]):
         progress: Callable[[str], None] | None,
     ) -> Report:
         terms = terms_of(settings, hooks, progress)
-        plan = self._plan(rules, terms.settings)
+        plan = self._plan_whole(rules, terms.settings)
         now = self._connection.ports.poller.now_ns
 
         def undo(_: Report) -> Machine[Report | None]:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m xenpm list | suspend | resume | topology | config | host ...``.
+"""The command line: ``python -m xenpm list | suspend | resume | restore | topology | host ...``.
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed, or a configuration is wrong;
 2 wrong usage; 3 no Xen host here, or not root; 4 no such domain, nothing was touched; 130, 143 and
@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ from .errors import (
     SuspendNotCompleted,
     XenError,
 )
+from .heavy import Progress
 from .host import Host
 from .policy import Rule, parse_rule
 from .sleep import Report
 from .timeline import columns, printable
-from .types import DomainRef, Resumption, Suspension
+from .types import DomainRef, Resumption, Saving, Suspension, plain
 
 EXIT_FAILED = 1
 EXIT_NO_HOST = 3
@@ -77,13 +79,20 @@ def _parser() -> argparse.ArgumentParser:
         "-L",
         "--lightweight",
         action="store_true",
-        help="leave their memory in place (the only way so far, so it must be given)",
+        help="leave their memory in place",
+    )
+    suspend.add_argument(
+        "--heavy",
+        type=_path,
+        metavar="FILE",
+        help="write one guest's memory to this file, as 'xl save' does, and destroy the domain",
     )
     suspend.add_argument(
         "--timeout",
         type=_timeout,
         metavar="SECONDS",
-        help="how long each guest has (default: 30, and 60 for a driver domain)",
+        help="how long each guest has (default: 30, and 60 for a driver domain; with --heavy 600, "
+        "and 300 for each GiB)",
     )
     suspend.add_argument(
         "--late-timeout",
@@ -94,6 +103,20 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)g); it is resumed if it suspends late",
     )
     suspend.set_defaults(run=_suspend)
+
+    restoring = verbs.add_parser(
+        "restore",
+        parents=[common],
+        help="bring back a guest from the file of suspend --heavy or 'xl save'",
+    )
+    restoring.add_argument("path", type=_path, metavar="FILE", help="it stays as it is")
+    restoring.add_argument(
+        "--timeout",
+        type=_timeout,
+        metavar="SECONDS",
+        help="how long it may take (default: 600, and 300 for each GiB)",
+    )
+    restoring.set_defaults(run=_restore)
 
     resume = verbs.add_parser(
         "resume", parents=[common, domains], help="let suspended guests continue"
@@ -149,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_rule,
         metavar="DOMAIN=RULE",
         help="what is to be done with a domain, before all that is configured: suspend, pause, "
-        "leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
+        "save, leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
         "web1='timeout=60 on-failure=undo'",
     )
     reported = argparse.ArgumentParser(add_help=False)
@@ -277,11 +300,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.verb == "suspend" and not options.lightweight:
-        parser.error(
-            "suspend: give -L (--lightweight), which leaves the guests' memory in place; "
-            "to write it to disk, use xl save"
-        )
+    if options.verb == "suspend":
+        if options.lightweight == bool(options.heavy):
+            parser.error(
+                "suspend: give -L (--lightweight), which leaves the guests' memory in place, or "
+                "--heavy FILE, which writes it to disk"
+            )
+        if options.heavy and len(options.domains) != 1:
+            parser.error("suspend: --heavy FILE takes one domain")
     if options.verbose:
         logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
     # With a handler that raises, these put everything back like Ctrl-C does.
@@ -404,10 +430,53 @@ def _order(verb: str, steps: list[tuple[DomainRef, ...]]) -> None:
 
 def _suspend(host: Host, options: argparse.Namespace) -> int:
     domains = _chosen(host, options.domains)
+    if options.heavy:
+        return _save(domains[0], options)
     outcomes = host.suspend_each(
         domains, timeout=options.timeout, late_timeout=options.late_timeout
     )
     return _report(outcomes, options.json, "suspended")
+
+
+def _save(domain: Domain, options: argparse.Namespace) -> int:
+    outcome: Saving | XenError
+    with _meter() as progress:
+        try:
+            outcome = domain.suspend(
+                lightweight=False, path=options.heavy, timeout=options.timeout, progress=progress
+            )
+        except XenError as error:
+            outcome = error
+    return _report({domain: outcome}, options.json, f"saved to {options.heavy}")
+
+
+def _restore(host: Host, options: argparse.Namespace) -> int:
+    with _meter() as progress:
+        domain = host.restore(options.path, timeout=options.timeout, progress=progress)
+    if options.json:
+        _print(json.dumps(plain(domain.ref), indent=2))
+    else:
+        _print(f"{domain.ref}: restored from {options.path}")
+    return 0
+
+
+@contextmanager
+def _meter() -> Iterator[Progress]:
+    """What shows on a terminal how far something is; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(done: int, total: int) -> None:
+        percent = 100 * done // max(1, total)
+        sys.stderr.write(f"\r{percent:3} %  {done >> 20} of {total >> 20} MiB ")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\033[K")  # an empty line
+        sys.stderr.flush()
 
 
 def _resume(host: Host, options: argparse.Namespace) -> int:
@@ -424,7 +493,7 @@ def _chosen(host: Host, references: list[str]) -> list[Domain]:
     return list(dict.fromkeys(host.domain(reference) for reference in references))
 
 
-def _done(outcome: Suspension | Resumption, done: str) -> str:
+def _done(outcome: Suspension | Saving | Resumption, done: str) -> str:
     if not isinstance(outcome, Resumption) or outcome.cooperative:
         return done
     steps = ", ".join(f"{step.name} {step.ns / 1e6:.1f} ms" for step in outcome.steps)
@@ -432,7 +501,7 @@ def _done(outcome: Suspension | Resumption, done: str) -> str:
 
 
 def _report(
-    outcomes: Mapping[Domain, Suspension | Resumption | XenError], as_json: bool, done: str
+    outcomes: Mapping[Domain, Suspension | Saving | Resumption | XenError], as_json: bool, done: str
 ) -> int:
     failed = False
     rows: list[dict[str, Any]] = []

@@ -6,16 +6,18 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Callable, TypeVar, Union
 from uuid import UUID
 
-from . import protocol, reinit
+from . import heavy, protocol, reinit, savefile
 from .actions import Machine
 from .engine import DeferredSignals, Engine, Task, run, undo
 from .errors import NoSuchDomain, NoSuchNode
+from .heavy import Progress
 from .ports import Ports
 from .system import open_ports
-from .types import DomainInfo, DomainRef, Resumption, Suspension
+from .types import DomainInfo, DomainRef, Resumption, Saving, Suspension
 
 __all__ = ["BaseConnection", "Connection", "standing_on"]
 
@@ -26,6 +28,7 @@ DEFAULT_BACKEND_TIMEOUT = 30.0
 
 #: how a caller may name a domain
 Reference = Union[int, str, UUID, DomainRef]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 class BaseConnection:
@@ -77,6 +80,28 @@ class BaseConnection:
         """What resumes domains; see `reinit.resume`."""
         now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
         return [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
+
+    def saving(
+        self, domain: DomainRef, path: PathLike, timeout: float | None, progress: Progress
+    ) -> Machine[Saving]:
+        """What saves a domain to a file, and destroys it; see `heavy.save`."""
+        until = None if timeout is None else timeout_ns(timeout, "timeout")
+        return heavy.save(domain, _absolute(path), self.ports.poller.now_ns, until, progress)
+
+    def restoring(
+        self, path: PathLike, timeout: float | None, progress: Progress
+    ) -> Machine[DomainRef]:
+        """What makes a domain of a file, which is checked here; see `heavy.restore`."""
+        self.check()
+        absolute = _absolute(path)
+        with savefile.open_checked(absolute) as file:
+            size_bytes = savefile.read(file, absolute).size_bytes
+        until = (
+            heavy.default_timeout_ns(size_bytes)
+            if timeout is None
+            else timeout_ns(timeout, "timeout")
+        )
+        return heavy.restore(absolute, self.ports.poller.now_ns, until, progress)
 
     def inverse(self, suspension: Suspension) -> Machine[Resumption]:
         """What undoes a suspension."""
@@ -264,3 +289,11 @@ def timeout_ns(seconds: float, name: str) -> int:
 
 
 _LONGEST = 86_400
+
+
+def _absolute(path: PathLike) -> Path:
+    """A path that means the same to a process elsewhere."""
+    text = os.fspath(path)
+    if not text:  # which pathlib takes for the directory that we are in
+        raise ValueError("a path must not be empty")
+    return Path(os.path.abspath(text))

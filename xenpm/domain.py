@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Callable, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Callable, Generic, Literal, TypeVar, overload
 from uuid import UUID
 
 from .actions import Machine, identify
-from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, Connection, Reference
+from .connection import (
+    DEFAULT_BACKEND_TIMEOUT,
+    BaseConnection,
+    Connection,
+    PathLike,
+    Reference,
+)
 from .devices import used_by, with_states
 from .engine import Task
 from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
+from .heavy import Progress
 from .pci import pci_devices
 from .protocol import started_over
 from .reinit import supports_cooperative_resume, supports_reinit
@@ -24,12 +31,13 @@ from .types import (
     DomainType,
     PciDevice,
     Resumption,
+    Saving,
     ShutdownReason,
     Support,
     Suspension,
 )
 
-__all__ = ["BaseDomain", "Domain"]
+__all__ = ["BaseDomain", "Domain", "restore"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -207,9 +215,22 @@ class BaseDomain(Generic[C]):
 
     # -- what the verbs of both kinds of domains stand on
 
-    def _check_lightweight(self, lightweight: object) -> None:
-        if lightweight is not True:
-            raise ValueError("this release suspends only lightly; for the other way use 'xl save'")
+    def _saving(
+        self, path: PathLike | None, timeout: float | None, late_timeout: float, progress: Progress
+    ) -> Machine[Saving]:
+        """What suspends it the heavy way."""
+        if path is None:
+            raise ValueError("suspending the heavy way takes a path, for the guest's memory")
+        if late_timeout != DEFAULT_LATE_TIMEOUT:
+            raise ValueError("late_timeout is for the light way only")
+        return self._connection.saving(self._ref, path, timeout, progress)
+
+    def _check_light(self, lightweight: object, path: object, progress: object) -> None:
+        """Refuse what is for the heavy way."""
+        if not isinstance(lightweight, bool):
+            raise TypeError(f"lightweight must be a bool, not {type(lightweight).__name__}")
+        if path is not None or progress is not None:
+            raise ValueError("path and progress are for the heavy way: give lightweight=False")
 
     def _check_resumable(self) -> None:
         """Refuse a guest that, once suspended, could not be resumed."""
@@ -259,14 +280,35 @@ class Domain(BaseDomain[Connection]):
         self._connection = Connection.default()
         self._ref = self._connection.find(reference)
 
+    @overload
     def suspend(
         self,
         *,
         lightweight: Literal[True] = True,
         timeout: float | None = None,
         late_timeout: float = DEFAULT_LATE_TIMEOUT,
-    ) -> Suspension:
-        """Have the guest suspend itself, its memory staying in place.
+    ) -> Suspension: ...
+
+    @overload
+    def suspend(
+        self,
+        *,
+        lightweight: Literal[False],
+        path: PathLike,
+        timeout: float | None = None,
+        progress: Progress = None,
+    ) -> Saving: ...
+
+    def suspend(
+        self,
+        *,
+        lightweight: bool = True,
+        path: PathLike | None = None,
+        timeout: float | None = None,
+        late_timeout: float = DEFAULT_LATE_TIMEOUT,
+        progress: Progress = None,
+    ) -> Suspension | Saving:
+        """Have the guest suspend itself, its memory staying in place or going to a file.
 
         The guest is asked through xenstore (``control/shutdown``), freezes its processes, suspends
         its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.
@@ -276,15 +318,25 @@ class Domain(BaseDomain[Connection]):
         late, before it raises; so the call can take `timeout` + `late_timeout` seconds.  The same
         watch follows Ctrl-C (any signal handler that raises); a second Ctrl-C ends it.
 
+        With `lightweight` False its memory and configuration are written to a file, as ``xl save``
+        writes it, and the domain is destroyed: ``libxl_domain_suspend``, ``libxl_domain_destroy``.
+        `restore` or ``xl restore`` makes it anew.  At any moment the guest or the complete file is
+        there.  When it fails or is cancelled the guest runs on, and there is no file.
+
         Args:
-            lightweight: only True: leave the memory where it is.
+            lightweight: whether to leave the memory where it is.
+            path: the file, which must not be there yet; only for the heavy way.
             timeout: seconds that the guest has; None: 30, or 60 for one that owns PCI devices or is
-                a backend of others.
+                a backend of others.  The heavy way: seconds until the file is complete; None: 600,
+                and 300 for each GiB of memory.
             late_timeout: seconds to watch over a guest that took the request and missed that; both
-                are above 0 and at most 86400.
+                are above 0 and at most 86400.  Only for the light way.
+            progress: gets how many bytes are written, and how many it will be at most; only for
+                the heavy way.
 
         Returns:
-            How long each phase took, and for a driver domain how its devices were before.
+            How long each phase took, and for a driver domain how its devices were before.  The
+            heavy way: a `Saving`.
 
         Raises:
             ValueError, TypeError: a timeout is not one; nothing was touched.
@@ -298,9 +350,16 @@ class Domain(BaseDomain[Connection]):
             SuspendInterrupted: it crashed, rebooted, powered off or was destroyed meanwhile.
             SuspendError: a call to Xen failed on the way; the message says what state the guest
                 is in.
+            SaveError: it was not saved; the message says why, and what state the guest is in.
+            XenlightError: the heavy way; a call to libxl failed; nothing was touched.
             ResumeError: it suspended late and could not be resumed.
         """
-        self._check_lightweight(lightweight)
+        if lightweight is False:
+            tasks_: list[Task[Saving]] = []
+            machine = self._saving(path, timeout, late_timeout, progress)
+            self._connection.transact(machine, tasks_)
+            return tasks_[0].result()
+        self._check_light(lightweight, path, progress)
         tasks: list[Task[Suspension]] = []
         try:
             self._connection.suspend([self._ref], timeout, late_timeout, tasks)
@@ -394,6 +453,32 @@ class Domain(BaseDomain[Connection]):
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
         """
         self._unpause()
+
+
+def restore(path: PathLike, *, timeout: float | None = None, progress: Progress = None) -> Domain:
+    """Make a domain of the file that `Domain.suspend` or ``xl save`` has written, and let it run.
+
+    The file is checked from its beginning to its end, but for the memory in it, before anything is
+    touched: ``libxl_domain_create_restore``.  It stays.  Once the domain has run, its disks are not
+    as they were when it was saved: never restore the same file again.
+
+    Args:
+        path: the file.
+        timeout: seconds that it may take, above 0 and at most 86400; None: 600, and 300 for each
+            GiB.
+        progress: gets how many bytes are read, and how many there are.
+
+    Raises:
+        SaveFileError: it is not the file of a saved domain, or not all of it; nothing was touched.
+        RestoreError: it was not restored, or a domain of its name or UUID is there; nothing is left
+            but the file.
+        NotXenHost, NotPermitted, LibraryMismatch: see `Host`.
+        HypercallError, StoreError, XenlightError: a call to Xen failed; nothing was touched.
+    """
+    connection = Connection.default()
+    tasks: list[Task[DomainRef]] = []
+    connection.transact(connection.restoring(path, timeout, progress), tasks)
+    return Domain._on(connection, tasks[0].result())
 
 
 def _with_states(devices: tuple[Device, ...]) -> Machine[tuple[Device, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Union
 
 from .types import DomainRef, Phase, ShutdownReason, Sleep
@@ -26,7 +27,10 @@ __all__ = [
     "NotXenHost",
     "QuotaExceeded",
     "ReinitNotSupported",
+    "RestoreError",
     "ResumeError",
+    "SaveError",
+    "SaveFileError",
     "SleepFailed",
     "StoreDataError",
     "StoreError",
@@ -134,6 +138,11 @@ class StoreDataError(XenError, ValueError):
     """What xenstore says of a domain makes no sense, so there is no sure answer from it."""
 
 
+def _one_line(text: str) -> str:
+    """A message on one line, whatever is quoted in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class ConfigError(XenError, ValueError):
     """A domain's configuration is wrong, or cannot be read; nothing was touched.
 
@@ -149,8 +158,7 @@ class ConfigError(XenError, ValueError):
     ) -> None:
         place = ":".join(str(part) for part in (source, line, column) if part)
         text = f"{place}: {what}" if place else what
-        # what is quoted may be anything, and the text is to be one line
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        super().__init__(_one_line(text))
         self.what = what
         self.source = source
         self.line = line
@@ -268,6 +276,31 @@ class SuspendInterrupted(SuspendError):
 
 class SuspendCancelled(SuspendError):
     """The caller cancelled the suspension; only in phase acknowledged it may still suspend."""
+
+
+class SaveError(SuspendError):
+    """The domain was not saved: no file was made, or the message says what became of it."""
+
+
+class RestoreError(XenError):
+    """The domain was not restored; its file is as it was.
+
+    Attributes:
+        path: the file.
+        what: what is wrong, and what to do, without the path.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(_one_line(f"{path}: {what}"))
+        self.path = path
+        self.what = what
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.path, self.what)
+
+
+class SaveFileError(RestoreError, ValueError):
+    """The file is not that of a saved domain, or not all of it; no domain was made."""
 
 
 class ResumeError(_DomainError):

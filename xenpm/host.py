@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from . import sleep
 from .actions import Machine
-from .connection import DEFAULT_BACKEND_TIMEOUT, BaseConnection, Connection, Reference
+from .connection import (
+    DEFAULT_BACKEND_TIMEOUT,
+    BaseConnection,
+    Connection,
+    PathLike,
+    Reference,
+)
 from .domain import DEFAULT_LATE_TIMEOUT, BaseDomain, Domain
 from .engine import Task
-from .errors import XenError
+from .errors import ConfigError, XenError
 from .events import Observer
+from .heavy import Progress
 from .hooks import Hook, find_hooks
 from .plan import Plan, make_plan
-from .policy import Rule, Settings, read_settings
+from .policy import Policy, Rule, Settings, read_settings
 from .ports import Ports
 from .sleep import Report, Terms
 from .topology import Topology, read_topology
@@ -45,6 +53,13 @@ class BaseHost(Generic[D]):
         by_domid = {domain.domid: rule for domain, rule in chosen.items()}
         settings = read_settings() if settings is None else settings
         return self._connection.look(make_plan(settings, by_domid))
+
+    def _plan_whole(self, rules: Mapping[D, Rule] | None, settings: Settings) -> Plan:
+        """The plan, with a place for what is to be saved."""
+        plan = self._plan(rules, settings)
+        if any(entry.policy is Policy.SAVE for entry in plan.entries):
+            _make_directory(settings.save_directory)
+        return plan
 
     def _chosen(self, domains: Iterable[D]) -> list[D]:
         """The domains that a caller has named, each once; refuses what is not this host's."""
@@ -105,6 +120,12 @@ class Host(BaseHost[Domain]):
             NoSuchDomain: no domain is called so.
         """
         return Domain._on(self._connection, reference)
+
+    def restore(
+        self, path: PathLike, *, timeout: float | None = None, progress: Progress = None
+    ) -> Domain:
+        """Make a domain of the file of a saved one, and let it run; see `xenpm.restore`."""
+        return self.domain(self._transact(self._connection.restoring(path, timeout, progress), []))
 
     def domains(self) -> list[Domain]:
         """All domains but domain 0, by rising domid: ``xc_domain_getinfolist``."""
@@ -198,8 +219,8 @@ class Host(BaseHost[Domain]):
         Raises:
             HostSuspendError: the machine must not sleep, or has not slept, or somebody did not come
                 back; its ``report`` tells.
-            ConfigError: as for `plan`, or a hook could be changed by others than root; nothing was
-                touched.
+            ConfigError: as for `plan`, or a hook could be changed by others than root, or the
+                directory for saved guests cannot be made; nothing was touched.
             JournalError: the journal cannot be written, or another host suspend is under way or was
                 left unfinished; nothing was touched.
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
@@ -272,7 +293,7 @@ class Host(BaseHost[Domain]):
         progress: Callable[[str], None] | None,
     ) -> Report:
         terms = terms_of(settings, hooks, progress)
-        plan = self._plan(rules, terms.settings)
+        plan = self._plan_whole(rules, terms.settings)
         tasks: list[Task[Report]] = []
         try:
             machine = sleep.suspend(state, plan, terms, self._connection.ports.poller.now_ns)
@@ -358,6 +379,14 @@ def terms_of(
 ) -> Terms:
     settings = read_settings() if settings is None else settings
     return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
+
+
+def _make_directory(path: Path) -> None:
+    """Make the directory for the files of guests, which are not for everybody to read."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot be made: {error.strerror}", str(path)) from error
 
 
 def _nobody(_text: str) -> None:

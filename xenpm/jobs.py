@@ -23,13 +23,17 @@ OUTPUT_BYTES = 65_536  # of what a program writes, that much of the end is kept
 class SystemJobs:
     """Processes and threads."""
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Program:
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], leave: bool = False
+    ) -> Program:
         """Start a program in a session of its own, so that no Ctrl-C of a terminal reaches it.
+
+        With `leave` it runs on when it is let go of.
 
         Raises:
             XenError: it cannot be started.
         """
-        return Program(command, environment)
+        return Program(command, environment, leave)
 
     def call(self, function: Callable[[], object]) -> Function:
         """Start a function in a daemon thread, which does not keep Python from ending.
@@ -43,8 +47,9 @@ class SystemJobs:
 class Program:
     """A process, what it writes, and all that it starts in its process group."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], leave: bool) -> None:
         self.done = False
+        self._leave = leave
         self._status: int | None = None
         self._error = ""
         self._output = b""
@@ -123,12 +128,16 @@ class Program:
     def result(self) -> Ending:
         """Its exit status, or minus the signal that ended it, and the end of its output."""
         self._reap()
-        output = self._output.decode(errors="replace")
-        return Ending(self._status, self._error, output)
+        return Ending(self._status, self._error, self.output)
+
+    @property
+    def output(self) -> str:
+        """The end of what it has written so far."""
+        return self._output.decode(errors="replace")
 
     def close(self) -> None:
-        """Kill what still runs, and let go of it."""
-        if not self.done:
+        """Kill what still runs, unless it is to be left, and let go of it."""
+        if not self.done and not self._leave:
             self.signal(signal.SIGKILL)
         self._reap()
         if self._pidfd >= 0:  # killed just now, or held by the kernel: it is init's, later
@@ -179,6 +188,11 @@ class Function:
         poll = select.poll()
         poll.register(self._end, select.POLLIN)
         self.done = bool(poll.poll(0))
+
+    @property
+    def output(self) -> str:
+        """Nothing: what a function writes goes where this process writes."""
+        return ""
 
     def signal(self, signum: int) -> None:
         """Nothing: a thread cannot be told to end."""

@@ -15,7 +15,7 @@ from .types import DomainRef, DomainState, DomainType, plain
 
 __all__ = ["Plan", "PlanEntry", "make_plan"]
 
-_DOWN = (Policy.SUSPEND, Policy.PAUSE)
+_DOWN = (Policy.SUSPEND, Policy.PAUSE, Policy.SAVE)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PlanEntry:
 
     @property
     def goes_down(self) -> bool:
-        """Whether it is suspended or paused."""
+        """Whether it is suspended, paused or saved."""
         return self.policy in _DOWN
 
     @classmethod
@@ -71,7 +71,7 @@ class Plan:
         for entry in sorted(
             self.entries, key=lambda e: (int(step_of.get(e.domain.domid, 1 << 16)), e.domain.domid)
         ):
-            down = entry.policy is Policy.SUSPEND
+            down = entry.policy in (Policy.SUSPEND, Policy.SAVE)
             rows.append(
                 (
                     step_of.get(entry.domain.domid, "-"),
@@ -103,7 +103,8 @@ def make_plan(settings: Settings, rules: Mapping[int, Rule]) -> Machine[Plan]:
         guest = decided.get(-1 if member.stub_for is None else member.stub_for)
         policy, _, rule = decided[member.domain.domid]
         if guest is not None and policy is not Policy.LEAVE:
-            fate = Policy.PAUSE if guest[0] in _DOWN else Policy.LEAVE
+            # with a guest that is saved it is destroyed, and made anew
+            fate = Policy.PAUSE if guest[0] in (Policy.SUSPEND, Policy.PAUSE) else Policy.LEAVE
             reason = f"emulates devices for domain {member.stub_for}"
             decided[member.domain.domid] = (fate, reason, rule)
     down = {domid for domid, (policy, _, _) in decided.items() if policy in _DOWN}
@@ -148,15 +149,17 @@ def _decide(
         return Policy.LEAVE, f"is {member.info.state.value} already", rule
     if member.info.runs_xenstore:
         return Policy.LEAVE, "runs xenstored, which the others need", rule
+    driver = str(topology.driver_domain(member.domain.domid))
     if rule.policy not in (None, Policy.SUSPEND):
         who = next(name for name, each in sources if each.policy is not None)
+        if rule.policy is Policy.SAVE and driver:
+            return Policy.ABORT, f"cannot be saved, as {who} says, for it {driver}", rule
         return rule.policy, f"{who} says so", rule
     cannot = ""
     if member.info.type is DomainType.HVM:
         cannot = "is an HVM guest, whose device model cannot be stopped with it yet"
     elif feature == b"0":
         cannot = "its kernel says that it cannot suspend"
-    driver = str(topology.driver_domain(member.domain.domid))
     if not cannot:
         return Policy.SUSPEND, f"driver domain: {driver}" if driver else "can suspend itself", rule
     if member.owns:

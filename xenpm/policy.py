@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import configparser
 import enum
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,6 @@ SETTINGS = Path("/etc/xen/xenpm.conf")
 
 _LONGEST = 86_400  # seconds; so that a slip of the pen does not keep a lid closed for a year
 _SECTIONS = "[host], [default], [domain NAME-or-UUID]"
-_SAVE = "'save', writing a guest to disk, is not there yet: use suspend, pause, leave or abort"
 
 
 class Policy(enum.Enum):
@@ -42,6 +42,7 @@ class Policy(enum.Enum):
 
     SUSPEND = "suspend"  #: it suspends itself, with its memory in place
     PAUSE = "pause"  #: it is taken off the CPUs and not told
+    SAVE = "save"  #: its memory is written to a file and it is destroyed, and made anew afterwards
     LEAVE = "leave"  #: nothing is done with it; Xen stops it, as it stops all
     ABORT = "abort"  #: while it is there, the host does not sleep
 
@@ -85,6 +86,7 @@ class Settings:
     timeout: float = 300.0  #: seconds that all has together until the machine sleeps
     hook_timeout: float = 30.0  #: seconds that each hook has
     on_hook_failure: OnHookFailure = OnHookFailure.IGNORE
+    save_directory: Path = Path("/var/lib/xenpm/save")  #: for the files of guests that are saved
     default: Rule = Rule()  #: for every domain
     domains: Mapping[str, Rule] = field(default_factory=dict)  #: by name, or UUID in lower case
 
@@ -139,8 +141,8 @@ def read_settings(path: Path = SETTINGS) -> Settings:
     """Read the file of settings; without one, the defaults hold.
 
     It is an INI file as `configparser` reads it, without interpolation.  Section ``[host]`` has
-    ``timeout``, ``hook-timeout`` and ``on-hook-failure``; ``[default]`` and ``[domain NAME]``, with
-    a name or a UUID, have ``policy``, ``on-failure`` and ``timeout``.
+    ``timeout``, ``hook-timeout``, ``on-hook-failure`` and ``save-directory``; ``[default]`` and
+    ``[domain NAME]``, with a name or a UUID, have ``policy``, ``on-failure`` and ``timeout``.
 
     Raises:
         ConfigError: it cannot be read, or something in it is wrong; file and line are told.
@@ -259,10 +261,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _policy(text: str) -> Policy:
-    if text == "save":
-        raise ValueError(_SAVE)
-    return _one_of(Policy)(text)
+def _directory(text: str) -> Path:
+    if not os.path.isabs(text):
+        raise ValueError(f"must be an absolute path, not {text!r}")
+    return Path(text)
 
 
 def _one_of(kind: type[T]) -> Callable[[str], T]:
@@ -283,7 +285,7 @@ def _values(kind: Any, between: str = ", ") -> str:
 
 #: the keys of a section, and what reads their values
 _RULE: dict[str, Callable[[str], Any]] = {
-    "policy": _policy,
+    "policy": _one_of(Policy),
     "on-failure": _one_of(OnFailure),
     "timeout": _seconds,
 }
@@ -291,4 +293,5 @@ _HOST: dict[str, Callable[[str], Any]] = {
     "timeout": _seconds,
     "hook-timeout": _seconds,
     "on-hook-failure": _one_of(OnHookFailure),
+    "save-directory": _directory,
 }

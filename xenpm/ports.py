@@ -146,6 +146,10 @@ class Job(Protocol):
     def descriptors(self) -> tuple[int, ...]:
         """One of them is readable when `work` has something to do; none once it has ended."""
 
+    @property
+    def output(self) -> str:
+        """The end of what a program has written so far."""
+
     def work(self) -> None:
         """Take what it has written, and see whether it has ended; never waits."""
 
@@ -162,8 +166,13 @@ class Job(Protocol):
 class Jobs(Protocol):
     """Programs and functions beside the engine's one thread."""
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> Job:
-        """Start a program, without a terminal, in a session of its own."""
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], leave: bool = False
+    ) -> Job:
+        """Start a program, without a terminal, in a session of its own.
+
+        With `leave` it runs on when it is let go of.
+        """
 
     def call(self, function: Callable[[], object]) -> Job:
         """Start a function in a thread of its own."""

@@ -332,6 +332,20 @@ class _Suspend:
             raise self.error(
                 SuspendInProgress, "another process is suspending or resuming it at this moment"
             )
+        info = yield from self.fit()
+        if info.type is DomainType.HVM:
+            raise self.error(
+                SuspendNotSupported,
+                "is an HVM guest, whose device model (QEMU) would run on and may touch its memory; "
+                "a later release will stop that, too. Until then pause the guest, or save it",
+            )
+        self.pci, self.serves = yield from _inspect(self.domain)
+        if self.timeout_ns == 0:
+            self.timeout_ns = DRIVER_TIMEOUT_NS if self.pci or self.serves else TIMEOUT_NS
+        self.deadline = self.began + self.timeout_ns
+
+    def fit(self) -> Machine[DomainInfo]:
+        """What the domain is; refuses one that cannot suspend now or must not."""
         info = yield from look(self.domain)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
@@ -347,22 +361,13 @@ class _Suspend:
                 f"is suspended already, by xenpm or in a save or migration. {_WHOSE}",
             )
         yield from self.check_fitness(info)
-        self.pci, self.serves = yield from _inspect(self.domain)
-        if self.timeout_ns == 0:
-            self.timeout_ns = DRIVER_TIMEOUT_NS if self.pci or self.serves else TIMEOUT_NS
-        self.deadline = self.began + self.timeout_ns
+        return info
 
     def check_fitness(self, info: DomainInfo) -> Machine[None]:
         """Refuse a domain that cannot suspend or must not."""
         if info.runs_xenstore:
             raise self.error(
                 SuspendNotSupported, "runs xenstored; without that the whole host would hang"
-            )
-        if info.type is DomainType.HVM:
-            raise self.error(
-                SuspendNotSupported,
-                "is an HVM guest, whose device model (QEMU) would run on and may touch its memory; "
-                "a later release will stop that, too. Until then pause the guest, or use xl",
             )
         target = yield Read(f"{self.home}/target")
         if target is not None:
@@ -638,3 +643,53 @@ def suspend(
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
     return _Suspend(domain, now, timeout_ns or 0, late_timeout_ns).run()
+
+
+def check_saving(domain: DomainRef) -> Machine[DomainType]:
+    """What kind of domain it is; refuses one that cannot be saved to a file.
+
+    Raises:
+        NoSuchDomain: it is gone.
+        AlreadySuspended, SuspendInProgress, SuspendNotSupported: refused.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed.
+    """
+    self = _Suspend(domain, lambda: 0, 0, 0)
+    if domain.domid == 0:
+        raise self.error(SuspendNotSupported, "is domain 0, the host's own")
+    info = yield from self.fit()
+    if info.paused:
+        raise self.error(SuspendNotSupported, "is paused, and could not answer: unpause it first")
+    self.check_free((yield Read(self.path)))
+    pci, serves = yield from _inspect(domain)
+    if pci:
+        what = ", ".join(each.address for each in pci)
+        raise self.error(SuspendNotSupported, f"has {what} passed through, which no file can hold")
+    if serves:
+        what = ", ".join(f"{each} of domain {each.frontend_domid}" for each in serves)
+        raise self.error(
+            SuspendNotSupported, f"serves {what}, which would lose that: it would be destroyed"
+        )
+    return info.type
+
+
+def take_back(domain: DomainRef, now: Clock) -> Machine[Phase]:
+    """Take back the request of a suspension that failed, whoever made it.
+
+    A guest that took it is watched, and may suspend in the end: then the phase is "suspended", and
+    it has to be resumed.
+
+    Raises:
+        SuspendInterrupted: it has crashed, rebooted, powered off or was destroyed.
+        HypercallError, StoreError, NotPermitted: a call to Xen failed.
+    """
+    self = _Suspend(domain, now, 0, 0, Phase.ACKNOWLEDGED, began=now())
+    found = yield self.swap((b"suspend",), b"")
+    until = now() + TIMEOUT_NS
+    while not self.has_suspended((yield from look(domain))):
+        if found == b"suspend":
+            return Phase.REQUESTED
+        if now() >= until:
+            return Phase.ACKNOWLEDGED
+        self.deadline = until
+        yield from self.wait()
+    return Phase.SUSPENDED

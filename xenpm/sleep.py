@@ -12,9 +12,10 @@ import enum
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from . import protocol, reinit
+from . import heavy, protocol, reinit
 from .actions import (
     Cancel,
     Cancelled,
@@ -46,6 +47,7 @@ from .errors import (
     NoSuchDomain,
     NotPermitted,
     NotSuspended,
+    SaveError,
     SleepFailed,
     SuspendCancelled,
     SuspendError,
@@ -63,6 +65,7 @@ from .types import (
     DomainState,
     Phase,
     Resumption,
+    Saving,
     Sleep,
     Suspension,
     XenbusState,
@@ -100,10 +103,14 @@ class Outcome(enum.Enum):
     LEFT = "left"  #: as it was, as the plan says
     SUSPENDED = "suspended"  #: by us; it is down
     PAUSED = "paused"  #: by us; it is down
+    SAVED = "saved"  #: by us, to a file, and destroyed
     FAILED = "failed"  #: it could not be suspended, and runs
     RUNNING = "running"  #: it was down, and has been brought back
     GONE = "gone"  #: it has shut down, crashed or been destroyed meanwhile
     LOST = "lost"  #: it is still down, for it could not be brought back
+
+
+_UP = {Outcome.PAUSED: "unpause", Outcome.SAVED: "restore"}  # how each is brought back, in a word
 
 
 @dataclass
@@ -114,14 +121,16 @@ class DomainReport:
     outcome: Outcome = Outcome.UNTOUCHED
     error: XenError | None = None  #: why it was not suspended
     suspension: Suspension | None = None
+    saving: Saving | None = None
+    restored: DomainRef | None = None  #: what the domain is since it was made anew of its file
     resumption: Resumption | None = None
     hooks: list[HookResult] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  #: what is not as it should be, in words
 
     @property
     def domain(self) -> DomainRef:
-        """Which domain."""
-        return self.entry.domain
+        """Which domain; one that was saved is a new one since."""
+        return self.restored or self.entry.domain
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, ready for ``json.dumps``."""
@@ -131,6 +140,8 @@ class DomainReport:
             "error": self.error and type(self.error).__name__,
             "message": self.error and str(self.error),
             "suspension": self.suspension and self.suspension.to_dict(),
+            "saving": self.saving and self.saving.to_dict(),
+            "restored": plain(self.restored),
             "resumption": self.resumption and self.resumption.to_dict(),
             "hooks": plain(self.hooks),
             "problems": self.problems,
@@ -184,6 +195,8 @@ def _took(report: DomainReport) -> str:
     words = []
     if report.suspension is not None:
         words.append(f"suspended in {_ms(report.suspension.total_ns)}")
+    if report.saving is not None:
+        words.append(f"saved in {_ms(report.saving.total_ns)}")
     if report.resumption is not None:
         words.append(f"resumed in {_ms(report.resumption.total_ns)}")
     return ", ".join(words) or (report.entry.reason if not report.entry.goes_down else "")
@@ -215,9 +228,11 @@ class _Domain:
     since_ns: int = 0  # when it went down, if by this process
     replayed: bool = False  # it went down by one that was killed, perhaps just after resuming it
 
+    used: set[tuple[str, int]] = field(default_factory=set)  # its devices that were connected
+
     @property
     def domain(self) -> DomainRef:
-        return self.report.entry.domain
+        return self.report.domain
 
     def missing(self, what: str) -> None:
         """It is not there any more as it was."""
@@ -234,11 +249,13 @@ class _Transaction:
         state: str,
         entries: Iterable[PlanEntry],
         terms: Terms,
+        directory: Path,
         now: Clock,
     ) -> None:
         self.state = state
         self.terms = terms
         self.settings = terms.settings
+        self.directory = directory
         self.now = now
         self.domains = {
             entry.domain.domid: _Domain(
@@ -370,6 +387,8 @@ class _Transaction:
         each.asked = how
         if how is Policy.PAUSE:
             yield from self.pause(each)
+        elif how is Policy.SAVE:
+            yield from self.save(each)
         else:
             yield from self.suspend(each)
         each.asked = None  # what became of it is known
@@ -398,6 +417,35 @@ class _Transaction:
             self.tell(f"{domain}: suspended in {_ms(done.total_ns)}")
             return
         self.span(str(domain), "suspend", began, str(report.error or ""), failed=True)
+
+    def save(self, each: _Domain) -> Machine[None]:
+        domain, report = each.domain, each.report
+        began = self.now()
+        try:
+            devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
+            each.used = {(device.kind, device.devid) for device in devices if _connected(device)}
+            timeout = report.entry.timeout
+            timeout_ns = None if timeout is None else int(timeout * _NS)
+            done = yield from heavy.save(domain, self.file_of(each), self.now, timeout_ns)
+        except (NoSuchDomain, SuspendInterrupted) as error:
+            each.missing(str(error))
+            self.tell(str(error), logging.WARNING)
+        except XenError as error:
+            yield from self.not_suspended(each, error)
+        else:
+            yield from self.is_saved(each, done)
+            self.span(str(domain), "save", began, f"{done.size_bytes >> 20} MiB")
+            self.tell(f"{domain}: saved to {done.path} in {_ms(done.total_ns)}")
+            return
+        self.span(str(domain), "save", began, str(report.error or ""), failed=True)
+
+    def is_saved(self, each: _Domain, done: Saving) -> Machine[None]:
+        each.report.outcome, each.report.saving, each.down = Outcome.SAVED, done, True
+        each.since_ns = self.now()
+        yield from self.note(event="saved", domid=done.domain.domid, size_bytes=done.size_bytes)
+
+    def file_of(self, each: _Domain) -> Path:
+        return self.directory / f"{each.report.entry.domain.uuid}.save"
 
     def not_suspended(self, each: _Domain, error: XenError) -> Machine[None]:
         """It could not be suspended: pause it instead, or have all undone."""
@@ -494,12 +542,14 @@ class _Transaction:
             return
         domain, report = each.domain, each.report
         began = self.now()
-        paused = report.outcome is Outcome.PAUSED
+        was = report.outcome
         if each.since_ns:
-            self.span(str(domain), "paused" if paused else "suspended", each.since_ns)
+            self.span(str(domain), was.value, each.since_ns)
         try:
-            if paused:
+            if was is Outcome.PAUSED:
                 yield from self.unpause(each)
+            elif was is Outcome.SAVED:
+                yield from self.restore(each)
             else:
                 each.vcpu_ns = yield from self.vcpus(each)
                 yield from self.resume(each)
@@ -517,7 +567,7 @@ class _Transaction:
             report.outcome = Outcome.LOST
             report.problems.append(str(error))
         failed = report.outcome is not Outcome.RUNNING
-        self.span(str(domain), "unpause" if paused else "resume", began, failed=failed)
+        self.span(str(domain), _UP.get(was, "resume"), began, failed=failed)
         if failed:
             self.tell(f"{domain}: {report.problems[-1]}", logging.ERROR)
         if report.outcome is not Outcome.LOST:
@@ -530,6 +580,22 @@ class _Transaction:
         each.report.problems += done.problems
         way = "" if done.cooperative else " by starting over"
         self.tell(f"{each.domain}: resumed{way} in {_ms(done.total_ns)}")
+
+    def restore(self, each: _Domain) -> Machine[None]:
+        """Make a domain anew of its file, unless a process that was killed has come so far."""
+        before, report = each.report.entry.domain, each.report
+        for info in (yield ListDomains()):
+            if info.handle == before.handle and not (info.paused or info.shutdown or info.dying):
+                report.outcome = Outcome.RUNNING
+                report.restored = DomainRef(info.domid, info.handle, before.name)
+                return
+        size_bytes = 0 if report.saving is None else report.saving.size_bytes
+        began, timeout_ns = self.now(), heavy.default_timeout_ns(size_bytes)
+        restored = yield from heavy.restore(self.file_of(each), self.now, timeout_ns, remove=True)
+        report.outcome, report.restored = Outcome.RUNNING, restored
+        devices: tuple[Device, ...] = yield from used_by(restored.domid, [])
+        each.connected = tuple(d.backend for d in devices if (d.kind, d.devid) in each.used)
+        self.tell(f"{restored}: restored in {_ms(self.now() - began)}")
 
     def unpause(self, each: _Domain) -> Machine[None]:
         domain = each.domain
@@ -560,6 +626,9 @@ class _Transaction:
     def take_back(self, each: _Domain) -> Machine[None]:
         """What was being done with it has not ended, for a kill or a fault: see how far it came."""
         domain, report = each.domain, each.report
+        if each.asked is Policy.SAVE:
+            yield from self.finish_save(each)
+            return
         info = yield from look(domain)
         if info is None:
             each.missing("is gone")
@@ -580,6 +649,20 @@ class _Transaction:
         except XenError as error:
             report.outcome = Outcome.LOST
             report.problems.append(f"whether it may yet suspend is unknown: {error}")
+
+    def finish_save(self, each: _Domain) -> Machine[None]:
+        """See whether the file of a domain was completed; if not, it runs again."""
+        try:
+            done = yield from heavy.finish_save(each.domain, self.file_of(each), self.now)
+        except NoSuchDomain as error:
+            each.missing(str(error))
+        except SaveError as error:
+            each.report.error = error
+        except XenError as error:
+            each.report.outcome = Outcome.LOST
+            each.report.problems.append(str(error))
+        else:
+            yield from self.is_saved(each, done)
 
     def look_after(self, each: _Domain) -> Machine[None]:
         """See whether a domain is well again, then tell its hooks."""
@@ -667,6 +750,11 @@ class _Transaction:
             each.connected = tuple(note["connected"])
             paused = each.asked is Policy.PAUSE
             each.report.outcome = Outcome.PAUSED if paused else Outcome.SUSPENDED
+        elif note["event"] == "saved":
+            each.down = each.replayed = True
+            each.report.outcome = Outcome.SAVED
+            domain, path = each.report.entry.domain, str(self.file_of(each))
+            each.report.saving = Saving(domain, path, int(note["size_bytes"]), 0)
         elif note["event"] == "up":
             each.down, each.asked, each.hooked = False, None, False
             each.report.outcome = Outcome.RUNNING
@@ -703,7 +791,8 @@ def suspend(state: str, plan: Plan, terms: Terms, now: Clock) -> Machine[Report]
             unfinished; nothing was touched.
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
-    self = _Transaction(state, plan.entries, terms, now)
+    directory = terms.settings.save_directory
+    self = _Transaction(state, plan.entries, terms, directory, now)
     if plan.refusals:
         raise HostSuspendError("the host must not sleep: " + "; ".join(plan.refusals))
     if state and state not in (offered := (yield GetSleepStates())):
@@ -717,7 +806,8 @@ def suspend(state: str, plan: Plan, terms: Terms, now: Clock) -> Machine[Report]
             "guests are down already, by a host suspend that was interrupted or that waits for "
             "resume-domains: 'python -m xenpm host resume-domains' brings them back"
         )
-    yield JournalBegin({"event": "plan", "state": state, "entries": plain(plan.entries)})
+    begin = {"event": "plan", "state": state, "entries": plain(plan.entries)}
+    yield JournalBegin({**begin, "save_directory": str(directory)})
     try:
         yield from self.go_down()
         if not self.ends and not state:
@@ -777,7 +867,8 @@ def resume_domains(terms: Terms, now: Clock, *, only_interrupted: bool) -> Machi
         )
     try:
         entries = [PlanEntry.of(each) for each in notes[0]["entries"]]
-        self = _Transaction(notes[0]["state"], entries, terms, now)
+        directory = Path(notes[0]["save_directory"])
+        self = _Transaction(notes[0]["state"], entries, terms, directory, now)
         for note in notes[1:]:
             self.replay(note)
     except (KeyError, TypeError, ValueError) as error:

@@ -320,8 +320,11 @@ def _libraries() -> Iterator[None]:
         ) from error
 
 
-def open_xenlight() -> Xenlight:
+def open_xenlight(*, forks: bool = False) -> Xenlight:
     """Open a context of libxenlight.
+
+    Args:
+        forks: whether libxl may fork, and have SIGCHLD for itself.
 
     Raises:
         LibraryMismatch: the extension module is missing or built for another Xen release.
@@ -332,7 +335,7 @@ def open_xenlight() -> Xenlight:
     if os.geteuid() != 0:
         raise NotPermitted("libxl_ctx_alloc", errno.EPERM, "it takes root in dom0")
     try:
-        return kind()
+        return kind(forks=forks)
     except XenlightError as error:
         raise NotXenHost(
             f"libxl finds no hypervisor or no xenstored here: is this dom0? ({error})"

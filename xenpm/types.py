@@ -21,6 +21,7 @@ __all__ = [
     "Permission",
     "Phase",
     "Resumption",
+    "Saving",
     "ShutdownReason",
     "Sleep",
     "Step",
@@ -287,6 +288,15 @@ class Suspension(Result):
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, ready for ``json.dumps``."""
         return {**super().to_dict(), "total_ns": self.total_ns}
+
+
+@dataclass(frozen=True)
+class Saving(Result):
+    """A domain that has been saved to a file, and destroyed."""
+
+    path: str  #: the file
+    size_bytes: int  #: how long it is
+    total_ns: int  #: from the call until the domain was destroyed
 
 
 @dataclass(frozen=True)

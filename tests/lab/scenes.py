@@ -236,6 +236,10 @@ SCENES = {
             Guest("hvm1", "hvm", memory_mib=256, disk_mib=64),
             Guest("card", "hvm", memory_mib=256, card=True, started=False),
         )),
+        Scene("save", (
+            Guest("save-pv", vcpus=2, disk_mib=16, work="io", pace_ms=20),
+            Guest("save-pvh", "pvh", disk_mib=16, work="io", pace_ms=50),
+        )),
         # a whole host: two are served by a driver domain, one hears nothing, one is left alone
         Scene("night", (
             Guest("net", card=True, address="10.0.2.40", work="backends,bridge,ping"),

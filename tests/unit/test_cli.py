@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,9 @@ import xenpm
 from xenpm import cli
 from xenpm.testing import MS, SECOND, FakeXen
 
+from . import save_files
 from .checks import assert_nothing_left, assert_runs_on
+from .fake_worker import FakeWorker
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +240,55 @@ def test_nobody(xen: FakeXen, capsys: Capture, reference: str) -> None:
     assert run(capsys, "resume", "--", reference)[0] == 4
 
 
+# -- the heavy way
+
+
+def test_save_and_restore(xen: FakeXen, capsys: Capture, tmp_path: Path) -> None:
+    worker = FakeWorker(xen)
+    path = tmp_path / "web.save"
+    guest = xen.add_guest("web", uuid=save_files.UUID_)
+    code, output, complaints = run(capsys, "suspend", "--heavy", str(path), "web")
+    assert (code, complaints) == (0, "")
+    assert output == f"web (domain 1): saved to {path} in 1001.0 ms\n"
+    assert guest.domid not in xen.guests
+    path.write_bytes(save_files.whole())
+    code, output, complaints = run(capsys, "restore", str(path))
+    assert (code, complaints) == (0, "")
+    assert output == f"web (domain 2): restored from {path}\n"
+    worker.files[str(tmp_path / "other")] = worker.files[str(path)]
+    code, output, _ = run(capsys, "restore", "--json", str(path))
+    assert json.loads(output) == {"domid": 3, "name": "web", "uuid": str(save_files.UUID_)}
+
+
+def test_save_and_restore_that_fail(xen: FakeXen, capsys: Capture, tmp_path: Path) -> None:
+    worker = FakeWorker(xen, dies="before")
+    xen.add_guest("web")
+    path = tmp_path / "web.save"
+    code, output, complaints = run(capsys, "suspend", "--heavy", str(path), "web")
+    assert (code, output) == (1, "")
+    assert "was not saved" in complaints
+    code, output, _ = run(capsys, "suspend", "--json", "--heavy", str(path), "web")
+    assert code == 1
+    assert json.loads(output)[0]["error"] == "SaveError"
+    code, output, complaints = run(capsys, "restore", str(path))
+    assert (code, output) == (1, "")
+    assert "No such file" in complaints
+    assert len(worker.orders) == 4
+
+
+def test_a_terminal_sees_how_far_it_is(
+    xen: FakeXen, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeWorker(xen, lasts_ns=4 * SECOND)
+    xen.add_guest("web")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, output, complaints = run(capsys, "suspend", "--heavy", str(tmp_path / "a"), "web")
+    assert code == 0
+    assert "\r 50 %  0 of 0 MiB" in complaints
+    assert complaints.endswith("\r\033[K")
+    assert "%" not in output
+
+
 # -- wrong usage
 
 
@@ -255,6 +307,11 @@ def test_nobody(xen: FakeXen, capsys: Capture, reference: str) -> None:
         ["suspend", "-L", "web", "--late-timeout", "inf"],
         ["list", "web"],
         ["suspend", "-L", ""],
+        ["suspend", "-L", "--heavy", "/tmp/web", "web"],
+        ["suspend", "--heavy", "", "web"],
+        ["suspend", "--heavy", "/tmp/web", "web", "db"],
+        ["restore"],
+        ["restore", "/tmp/web", "--timeout", "0"],
     ],
 )
 def test_wrong_usage(xen: FakeXen, capsys: Capture, arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import errno
 import inspect
 import json
 import pickle
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -36,6 +37,7 @@ def examples() -> list[xenpm.XenError]:
         xenpm.SuspendNotCompleted,
         xenpm.SuspendInterrupted,
         xenpm.SuspendCancelled,
+        xenpm.SaveError,
     )
     return [
         xenpm.XenError("it went wrong"),
@@ -57,6 +59,8 @@ def examples() -> list[xenpm.XenError]:
         xenpm.ResumeError(WEB, "went wrong"),
         xenpm.NotSuspended(WEB, "went wrong"),
         xenpm.ReinitNotSupported(WEB, "went wrong"),
+        xenpm.RestoreError(Path("/a\nb"), "was not\nrestored"),
+        xenpm.SaveFileError(Path("/a"), "is cut off"),
         xenpm.JournalError("it went wrong"),
         xenpm.HostSuspendError("it went wrong", {WEB: xenpm.NoSuchDomain("gone")}),
         xenpm.SleepFailed("mem", errno.EBUSY, "it went wrong"),
@@ -101,6 +105,7 @@ def test_pickle(error: xenpm.XenError, protocol: int) -> None:
             "strerror",
             "detail",
             "what",
+            "path",
             "source",
             "line",
             "column",
@@ -129,6 +134,8 @@ def test_text(error: xenpm.XenError) -> None:
     [
         (xenpm.NotXenHost, (OSError,)),
         (xenpm.LibraryMismatch, (ImportError,)),
+        (xenpm.SaveError, (xenpm.SuspendError,)),
+        (xenpm.SaveFileError, (xenpm.RestoreError, ValueError)),
         (xenpm.HypercallError, (OSError,)),
         (xenpm.StoreError, (OSError,)),
         (xenpm.NoSuchNode, (xenpm.StoreError, FileNotFoundError)),

@@ -225,3 +225,60 @@ def test_libxl_may_be_used_below_its_own_log(stub: Path) -> None:
     program = REENTRANCE.replace("Xenctrl", "Xenlight").replace("domain_list", "assignable_pci")
     program = program.replace("pause(1)", "domain_configuration(1)")
     assert run(stub, program) == ["True"]
+
+
+LIBXL_OPERATIONS = """
+from tests.unit.test_xenlight import OPERATIONS
+context = Xenlight(forks=True)
+print(stub.stub_sigchld_owner())
+
+def attempt(verb, *arguments):
+    try:
+        return verb(*arguments)
+    except (xenpm.XenlightError, RuntimeError, ValueError) as error:
+        return error
+
+for name, arguments in OPERATIONS.items():
+    variable("outcome").value = 1
+    getattr(context, name)(*arguments)
+    print(name, context.wait(0), attempt(context.destroy, 2), attempt(context.close), sep=" | ")
+    variable("outcome").value = 0
+    print(context.wait(0), context.created)
+    getattr(context, name)(*arguments)
+    variable("outcome").value = -3
+    print(attempt(context.wait, 0))
+    getattr(context, name)(*arguments)
+    context.abort()
+    error = attempt(context.wait, 0)
+    print(error.call, os.strerror(error.errno), attempt(context.wait, 0), sep=" | ")
+    variable("error").value = -8
+    print(attempt(getattr(context, name), *arguments))
+    variable("error").value = 0
+print(attempt(context.restore, "{", 0))
+context.close()
+print(attempt(context.save, 1, 0))
+"""
+
+C_NAMES = {
+    "save": "libxl_domain_suspend",
+    "restore": "libxl_domain_create_restore",
+    "resume": "libxl_domain_resume",
+    "unpause": "libxl_domain_unpause",
+    "destroy": "libxl_domain_destroy",
+}
+
+
+def test_operations_of_libxl(stub: Path) -> None:
+    """One at a time, waited for in steps; the first message of an error is the one to tell."""
+    lines = iter(run(stub, LIBXL_OPERATIONS))
+    assert next(lines) == "-1"  # it may fork
+    for name, call in C_NAMES.items():
+        busy = f"{call} is under way: wait for its end first"
+        created = 7 if name in ("restore", "resume", "unpause", "destroy") else None
+        assert next(lines) == f"{name} | False | {busy} | {busy}"
+        assert next(lines) == f"True {created}"
+        assert next(lines) == f"{call}: Input/output error (no space left)"
+        assert next(lines) == f"{call} | Operation canceled | no operation is under way"
+        assert next(lines) == f"{call}: Connection timed out (it was made to fail)"
+    assert next(lines) == "libxl_domain_create_restore: Input/output error"
+    assert next(lines) == "this Xenlight context is closed"

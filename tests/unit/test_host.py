@@ -145,7 +145,7 @@ def test_timeouts_of_wrong_types(xen: FakeXen, host: xenpm.Host, name: str, valu
     domain = host.domain("web")
     xen.calls.clear()
     with pytest.raises(TypeError, match=f"^{name} must be a number"):
-        domain.suspend(**{name: value})  # type: ignore[arg-type]
+        domain.suspend(**{name: value})  # type: ignore[call-overload]
     assert not xen.calls
 
 
@@ -156,7 +156,7 @@ def test_timeouts_out_of_range(xen: FakeXen, host: xenpm.Host, name: str, value:
     domain = host.domain("web")
     xen.calls.clear()
     with pytest.raises(ValueError, match=f"^{name} must be more than 0"):
-        domain.suspend(**{name: value})  # type: ignore[arg-type]
+        domain.suspend(**{name: value})  # type: ignore[call-overload]
     assert not xen.calls
 
 

@@ -50,6 +50,7 @@ def test_everything_said(conf: Path) -> None:
 timeout = 120
 hook-timeout = 2.5
 on-hook-failure = undo
+save-directory = /srv/saved
 
 [default]
 policy = suspend
@@ -70,6 +71,7 @@ policy = abort
         timeout=120,
         hook_timeout=2.5,
         on_hook_failure=OnHookFailure.UNDO,
+        save_directory=Path("/srv/saved"),
         default=Rule(Policy.SUSPEND, OnFailure.UNDO),
         domains={
             "web1": Rule(Policy.PAUSE, timeout=9),
@@ -96,10 +98,10 @@ policy = abort
         ("[DEFAULT]\npolicy = leave\n", 1, "unknown section"),
         ("[host]\npolicy = leave\n", 2, "hook-timeout"),
         ("[default]\nPolicy = leave\n", 2, "unknown key 'Policy'"),
-        ("[default]\n\npolicy = sleep\n", 3, "one of suspend, pause, leave, abort"),
+        ("[default]\n\npolicy = sleep\n", 3, "one of suspend, pause, save, leave, abort"),
         ("[default]\npolicy =\n", 2, "not ''"),
         ("[default]\npolicy = leave\n  pause\n", 2, "one of"),
-        ("[default]\npolicy = save\n", 2, "not there yet"),
+        ("[host]\nsave-directory = saved\n", 2, "must be an absolute path"),
         ("[default]\non-failure = abort\n", 2, "one of pause, undo"),
         ("[host]\non-hook-failure = pause\n", 2, "one of ignore, undo"),
         ("[host]\ntimeout = soon\n", 2, "seconds"),
@@ -164,9 +166,8 @@ def test_rule(text: str, rule: Rule) -> None:
 @pytest.mark.parametrize(
     ("text", "column", "words"),
     [
-        ("sleep", 1, "one of suspend, pause, leave, abort"),
+        ("sleep", 1, "one of suspend, pause, save, leave, abort"),
         ("leave save", 7, "more than one policy"),
-        ("save", 1, "not there yet"),
         ("leave  timeout=x", 8, "seconds"),
         ("leave timeout=1 timeout=2", 17, "more than one timeout"),
         ("policy=leave", 1, "unknown word"),

@@ -24,7 +24,17 @@ try:
 except ImportError:
     pytest.skip("the extension modules are not built", allow_module_level=True)
 
-METHODS: dict[str, tuple[object, ...]] = {"domain_configuration": (1,), "assignable_pci": ()}
+METHODS: dict[str, tuple[object, ...]] = {
+    "domain_configuration": (1,),
+    "assignable_pci": (),
+}
+OPERATIONS: dict[str, tuple[object, ...]] = {
+    "save": (1, 0),
+    "restore": ("{}", 0),
+    "resume": (1,),
+    "unpause": (1,),
+    "destroy": (1,),
+}
 
 needs_no_xen = pytest.mark.skipif(Path("/dev/xen/privcmd").exists(), reason="this is a Xen host")
 
@@ -40,7 +50,7 @@ def bare() -> Any:
 
 def test_methods_are_all_known() -> None:
     public = {name for name in dir(Xenlight) if not name.startswith("_")}
-    assert public == {*METHODS, "close", "closed"}
+    assert public == {*METHODS, *OPERATIONS, "abort", "close", "closed", "created", "wait"}
 
 
 @needs_no_xen
@@ -78,18 +88,37 @@ def test_context_that_could_not_be_opened_is_closed(bare: Any) -> None:
     bare.close()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *OPERATIONS])
 def test_use_without_initialisation(bare: Any, name: str) -> None:
     with pytest.raises(ValueError, match="never opened"):
-        getattr(bare, name)(*METHODS[name])
+        getattr(bare, name)(*{**METHODS, **OPERATIONS}[name])
     bare.close()
     assert bare.closed
 
 
+@needs_no_xen
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("forks", "why"), [(False, "may fork"), (True, "closed")])
+def test_operations_take_a_context_that_may_fork(
+    bare: Any, name: str, forks: bool, why: str
+) -> None:
+    with pytest.raises(xenpm.XenlightError):
+        bare.__init__(forks=forks)
+    with pytest.raises(ValueError, match=why):
+        getattr(bare, name)(*OPERATIONS[name])
+    assert bare.created is None
+    for verb, arguments in ((bare.wait, (0,)), (bare.abort, ())):
+        with pytest.raises(ValueError, match="no operation"):
+            verb(*arguments)
+
+
 @pytest.mark.parametrize(("domid", "kind"), DOMIDS)
 def test_wrong_domids(bare: Any, domid: object, kind: type[Exception]) -> None:
+    for verb in (bare.domain_configuration, bare.resume, bare.unpause, bare.destroy):
+        with pytest.raises(kind, match="domid"):
+            verb(domid)
     with pytest.raises(kind, match="domid"):
-        bare.domain_configuration(domid)
+        bare.save(domid, 0)
 
 
 def test_no_copies(bare: Any) -> None:

@@ -15,6 +15,9 @@ cdef extern from "compat_xl.h" nogil:
         pass
     ctypedef struct libxl_asyncop_how:
         pass
+    ctypedef struct xenpm_operation "struct xenpm_operation":
+        c_bool done
+        int rc
     ctypedef struct libxl_childproc_hooks:
         pass
     ctypedef struct libxl_domain_config:
@@ -39,9 +42,12 @@ cdef extern from "compat_xl.h" nogil:
         ERROR_NOMEM
         ERROR_INVAL
         ERROR_TIMEDOUT
+        ERROR_GUEST_TIMEDOUT
         ERROR_LOCK_FAIL
+        ERROR_ABORTED
         ERROR_DOMAIN_NOTFOUND
         ERROR_DOMAIN_DESTROYED
+        INVALID_DOMID
         XENPM_XL_VIF_MTU
         XENPM_XL_P9_PAIRS
         XENPM_XL_P9_TYPES
@@ -55,6 +61,22 @@ cdef extern from "compat_xl.h" nogil:
     int libxl_retrieve_domain_configuration(libxl_ctx *ctx, uint32_t domid,
                                             libxl_domain_config *config,
                                             const libxl_asyncop_how *how)
+    int libxl_domain_config_from_json(libxl_ctx *ctx, libxl_domain_config *config,
+                                      const char *text)
+    int libxl_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how)
+    int xenpm_wait(libxl_ctx *ctx, int timeout_ms)
+
+    # the same; 0: begun, and its end is told to `how`
+    int libxl_domain_suspend(libxl_ctx *ctx, uint32_t domid, int fd, int flags,
+                             const libxl_asyncop_how *how)
+    int libxl_domain_resume(libxl_ctx *ctx, uint32_t domid, int suspend_cancel,
+                            const libxl_asyncop_how *how)
+    int libxl_domain_unpause(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
+    int libxl_domain_destroy(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
+    int xenpm_restore(libxl_ctx *ctx, libxl_domain_config *config, uint32_t *domid, int fd,
+                      const libxl_asyncop_how *how)
+
+    # 0, or an error number of libxl
     int xenpm_pci_parse(XLU_Config *cfg, libxl_device_pci *pci, const char *spec)
     int xlu_rdm_parse(XLU_Config *cfg, libxl_rdm_reserve *rdm, const char *spec)
 
@@ -88,6 +110,7 @@ cdef extern from "compat_xl.h" nogil:
     XLU_ConfigValue *xlu_cfg_get_listitem2(const XLU_ConfigList *items, int entry)
 
     # cannot fail
+    libxl_asyncop_how xenpm_how(xenpm_operation *operation)
     void libxl_childproc_setmode(libxl_ctx *ctx, const libxl_childproc_hooks *hooks, void *user)
     void libxl_domain_config_init(libxl_domain_config *config)
     void libxl_domain_config_dispose(libxl_domain_config *config)

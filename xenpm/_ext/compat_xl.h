@@ -7,9 +7,12 @@
 #include <libxlutil.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 
 /* What xl, which parses these by itself, does with some keys: it has changed along the way. */
 #define XENPM_XL_VIF_MTU (XENPM_XEN_MINOR >= 15)
@@ -82,5 +85,78 @@ static const libxl_childproc_hooks xenpm_childproc_hooks = {
     .chldowner = libxl_sigchld_owner_mainloop,
     .fork_replacement = xenpm_no_fork,
 };
+
+/* An operation under way: libxl's callback only notes its end, for it may run no Python. */
+struct xenpm_operation {
+    bool done;
+    int rc;
+};
+
+static inline void xenpm_operation_ended(libxl_ctx *ctx, int rc, void *operation)
+{
+    struct xenpm_operation *it = operation;
+
+    (void)ctx;
+    it->done = true;
+    it->rc = rc;
+}
+
+static inline libxl_asyncop_how xenpm_how(struct xenpm_operation *operation)
+{
+    libxl_asyncop_how how = { .callback = xenpm_operation_ended };
+
+    how.u.for_callback = operation;
+    return how;
+}
+
+/*
+ * Wait once for what libxl waits for, and let it go on with that; at most that long, and not beyond
+ * a signal.  0, or one of libxl's error numbers.
+ */
+static inline int xenpm_wait(libxl_ctx *ctx, int timeout_ms)
+{
+    struct pollfd *fds = NULL, *more;
+    struct timeval now;
+    int rc, count, room = 8, timeout;
+
+    do {
+        more = realloc(fds, room * sizeof *fds);
+        if (!more) {
+            free(fds);
+            return ERROR_NOMEM;
+        }
+        fds = more;
+        count = room;
+        timeout = timeout_ms;
+        gettimeofday(&now, NULL);
+        rc = libxl_osevent_beforepoll(ctx, &count, fds, &timeout, now);
+        room = count;
+    } while (rc == ERROR_BUFFERFULL);
+    if (!rc) {
+        if (poll(fds, count, timeout) < 0)
+            for (room = 0; room < count; room++)
+                fds[room].revents = 0;
+        gettimeofday(&now, NULL);
+        libxl_osevent_afterpoll(ctx, count, fds, now);
+    }
+    free(fds);
+    return rc;
+}
+
+/* Begins to make a domain of libxl's stream, in the version that Xen 4.6 and later write. */
+static inline int xenpm_restore(libxl_ctx *ctx, libxl_domain_config *config, uint32_t *domid,
+                                int fd, const libxl_asyncop_how *how)
+{
+    libxl_domain_restore_params params;
+    int rc;
+
+    libxl_domain_restore_params_init(&params);
+    params.stream_version = 2;
+    if (!libxl_domid_valid_guest(config->c_info.domid))
+        config->c_info.domid = INVALID_DOMID; /* some new one */
+    rc = libxl_domain_create_restore(ctx, config, domid, fd, -1, &params, how, NULL);
+    libxl_domain_restore_params_dispose(&params);
+    return rc;
+}
 
 #endif

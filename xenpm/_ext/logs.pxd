@@ -19,15 +19,15 @@ cdef inline object _level(int level):
 
 
 cdef inline str drain_log(object log, str library, const char *text, size_t used,
-                          unsigned dropped):
-    """Hand a library's log over to Python; returns the last error in it."""
+                          unsigned dropped, bint first=False):
+    """Hand a library's log over to Python; returns the last error in it, or the first."""
     cdef size_t at = 0
     cdef const char *record
     error = ""
     while at < used:
         record = text + at
         line = (<bytes>(record + 1)).decode("utf-8", "replace")
-        if record[0] >= XTL_ERROR:
+        if record[0] >= XTL_ERROR and not (first and error):
             error = line
         log.log(_level(record[0]), "%s", line)
         at += 1 + strlen(record + 1) + 1

@@ -63,7 +63,9 @@ cdef dict _ERRORS = {
     <int>ERROR_NOMEM: _errno.ENOMEM,
     <int>ERROR_INVAL: _errno.EINVAL,
     <int>ERROR_TIMEDOUT: _errno.ETIMEDOUT,
+    <int>ERROR_GUEST_TIMEDOUT: _errno.ETIMEDOUT,
     <int>ERROR_LOCK_FAIL: _errno.EBUSY,
+    <int>ERROR_ABORTED: _errno.ECANCELED,
     <int>ERROR_DOMAIN_NOTFOUND: _errno.ESRCH,
     <int>ERROR_DOMAIN_DESTROYED: _errno.ESRCH,
 }
@@ -71,6 +73,7 @@ cdef dict _ERRORS = {
 cdef enum:
     CLOSED = 1  # instead of an error number, which is below 0
     MAX_TEXT = 64 * 1024
+    MAX_CONFIG = 16 * 1024 * 1024
     MAX_SPEC = 8 * 1024  # a token of 16386 bytes overruns libxlutil's scanner of disks
     MAX_DEPTH = 2
 
@@ -109,11 +112,24 @@ cdef class Xenlight:
     libxl is told that SIGCHLD belongs to the process, and never to fork: so Python's subprocess,
     asyncio and handlers of SIGCHLD work as without it.
 
+    With `forks` it may fork, and has SIGCHLD for itself while it has children: only for a process
+    that is there for nothing else.  Then there can be one operation at a time, which a method
+    begins and `wait` goes on with, to its end.
+
+    Args:
+        forks: whether libxl may fork.
+
     Raises:
         XenlightError: there is no hypervisor or no xenstore here, or the caller is not root.
     """
 
     cdef libxl_ctx *_ctx
+    cdef bint _forks
+    cdef str _call  # of the operation under way; None when there is none
+    cdef str _complaint  # its first message of an error: those that follow tell less
+    cdef xenpm_operation _operation
+    cdef libxl_domain_config _config  # of the domain that is being made
+    cdef uint32_t _created
     cdef xenpm_logbuf *_logbuf
     cdef PyThread_type_lock _lock
     cdef int _pid
@@ -123,8 +139,12 @@ cdef class Xenlight:
         self._logbuf = NULL
         self._lock = NULL
         self._pid = 0
+        self._forks = False
+        self._call = None
+        self._complaint = ""
+        self._created = INVALID_DOMID
 
-    def __init__(self):
+    def __init__(self, *, bint forks=False):
         cdef leavings left
         cdef libxl_ctx *ctx = NULL
         cdef int result
@@ -138,18 +158,21 @@ cdef class Xenlight:
         if self._logbuf == NULL:
             raise MemoryError
         self._pid = getpid()
+        self._forks = forks
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)
             result = libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, <xentoollog_logger *>self._logbuf)
-            if result == 0:
+            if result == 0 and not forks:
                 libxl_childproc_setmode(ctx, &xenpm_childproc_hooks, NULL)
             self._end(result, &left)
         _done("libxl_ctx_alloc", &left)
         self._ctx = ctx
+        libxl_domain_config_init(&self._config)
 
     def __dealloc__(self):
         # A forked child leaks its copy: the connections in it are the parent's.
-        if self._pid != getpid():
+        # So does who leaves an operation under way: libxl still uses what belongs to that.
+        if self._pid != getpid() or self._call is not None:
             return
         with nogil:
             libxl_ctx_free(self._ctx)
@@ -192,10 +215,14 @@ cdef class Xenlight:
         cdef libxl_ctx *ctx
         if self._pid != getpid():
             return
+        if self._call is not None:
+            raise RuntimeError(f"{self._call} is under way: wait for its end first")
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)
             ctx = self._ctx
             self._ctx = NULL
+            if ctx != NULL:
+                libxl_domain_config_dispose(&self._config)
             libxl_ctx_free(ctx)
             PyThread_release_lock(self._lock)
 
@@ -254,6 +281,165 @@ cdef class Xenlight:
             return found
         finally:
             xenpm_pci_list_free(devices, count if devices != NULL else 0)
+
+    # -- operations, of which there is one at a time
+
+    cdef int _check_operation(self) except -1:
+        """Refuse to begin an operation beside another, or where libxl could not do it."""
+        self._check()
+        if not self._forks:
+            raise ValueError("this takes a Xenlight context that may fork")
+        if self._call is not None:
+            raise RuntimeError(f"{self._call} is under way: wait for its end first")
+        return 0
+
+    cdef int _begun(self, str call, const leavings *left) except -1:
+        """An operation has begun, or has failed at once."""
+        _done(call, left)
+        self._call = call
+        self._complaint = ""
+        return 0
+
+    def save(self, domid, int fd):
+        """Begin to suspend a domain and to write it to a file: ``libxl_domain_suspend``.
+
+        When that has failed the domain may be suspended.
+
+        Args:
+            domid: which.
+            fd: where to; what `xenpm.savefile.header` gives is in it already.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check_operation()
+        self._operation.done = False
+        with nogil:
+            if self._begin(&left):
+                self._end(libxl_domain_suspend(self._ctx, c_domid, fd, 0, &how), &left)
+        self._begun("libxl_domain_suspend", &left)
+
+    def restore(self, config, int fd):
+        """Begin to make a domain of a file: ``libxl_domain_create_restore``.
+
+        It is paused at the end, and `created` then says which it is.  When that has failed, it may
+        be there half.
+
+        Args:
+            config: libxl's JSON of the domain.
+            fd: the file, read up to libxl's stream.
+        """
+        cdef bytes c_config = _bytes(config, "the configuration", MAX_CONFIG)
+        cdef const char *text = c_config
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef int result
+        cdef leavings left
+        self._check_operation()
+        self._operation.done = False
+        self._created = INVALID_DOMID
+        with nogil:
+            if self._begin(&left):
+                libxl_domain_config_dispose(&self._config)
+                libxl_domain_config_init(&self._config)
+                result = libxl_domain_config_from_json(self._ctx, &self._config, text)
+                if result == 0:
+                    result = xenpm_restore(self._ctx, &self._config, &self._created, fd, &how)
+                self._end(result, &left)
+        self._begun("libxl_domain_create_restore", &left)
+
+    @property
+    def created(self):
+        """The domid of what the last `restore` has made; None when it has made nothing."""
+        return None if self._created == <uint32_t>INVALID_DOMID else self._created
+
+    def resume(self, domid):
+        """Begin to resume a suspended domain cooperatively, with its device model.
+
+        ``libxl_domain_resume``.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check_operation()
+        self._operation.done = False
+        with nogil:
+            if self._begin(&left):
+                self._end(libxl_domain_resume(self._ctx, c_domid, 1, &how), &left)
+        self._begun("libxl_domain_resume", &left)
+
+    def unpause(self, domid):
+        """Begin to let a domain run that was just made: ``libxl_domain_unpause``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check_operation()
+        self._operation.done = False
+        with nogil:
+            if self._begin(&left):
+                self._end(libxl_domain_unpause(self._ctx, c_domid, &how), &left)
+        self._begun("libxl_domain_unpause", &left)
+
+    def destroy(self, domid):
+        """Begin to destroy a domain, with its devices: ``libxl_domain_destroy``."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check_operation()
+        self._operation.done = False
+        with nogil:
+            if self._begin(&left):
+                self._end(libxl_domain_destroy(self._ctx, c_domid, &how), &left)
+        self._begun("libxl_domain_destroy", &left)
+
+    def wait(self, timeout_ms):
+        """Go on with the operation, once something happens; returns early on a signal.
+
+        Args:
+            timeout_ms: how long to wait for that, in milliseconds.
+
+        Returns:
+            Whether the operation has ended.
+
+        Raises:
+            XenlightError: it has failed; ECANCELED: by `abort`.
+        """
+        cdef int c_timeout = to_uint32(timeout_ms, "timeout_ms") & 0x7fffffff
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        if self._call is None:
+            raise ValueError("no operation is under way")
+        with nogil:
+            if self._begin(&left):
+                if not self._operation.done:
+                    result = xenpm_wait(self._ctx, c_timeout)
+                self._end(self._operation.rc if self._operation.done else result, &left)
+        if left.error == CLOSED:
+            raise ValueError("this Xenlight context is closed")
+        said = drain_log(_log, "libxl", left.log, left.used, left.dropped, True)
+        self._complaint = self._complaint or said
+        if self._operation.done:
+            call, self._call = self._call, None
+        elif left.error == 0:
+            return False
+        else:
+            call = "libxl_osevent_beforepoll"
+        if left.error < 0:
+            raise XenlightError(call, _ERRORS.get(left.error, _errno.EIO), self._complaint)
+        return True
+
+    def abort(self):
+        """Ask that the operation end soon; `wait` tells when it has: ``libxl_ao_abort``."""
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check()
+        if self._call is None:
+            raise ValueError("no operation is under way")
+        with nogil:
+            if self._begin(&left):
+                libxl_ao_abort(self._ctx, &how)  # fails when it has ended or is ending already
+                self._end(0, &left)
+        _done("libxl_ao_abort", &left)
 
 
 # -- libxlutil

@@ -24,15 +24,19 @@ class FakeProgram:
     status: int = 0
     output: str = ""
     heeds: tuple[int, ...] = (SIGTERM, SIGKILL)  #: signals that end it
+    act: Callable[[FakeJob, Sequence[str]], None] | None = None  #: what it does instead of all that
 
 
 class FakeJob:
     """A program or a function on the fake host."""
 
-    def __init__(self, xen: FakeXen, heeds: tuple[int, ...] = ()) -> None:
+    def __init__(self, xen: FakeXen, heeds: tuple[int, ...] = (), leave: bool = False) -> None:
         self.done = False
+        self._leave = leave
         self.ending: Ending | None = None
         self.signals: list[int] = []
+        self.output = ""  # so far
+        self.on_signal: Callable[[int], None] | None = None
         self._heeds = heeds
         self._number = -2 - len(xen.jobs)
         xen.jobs.append(self)
@@ -53,7 +57,9 @@ class FakeJob:
     def signal(self, signum: int) -> None:
         """End it, if it heeds that."""
         self.signals.append(signum)
-        if signum in self._heeds:
+        if self.on_signal is not None:
+            self.on_signal(signum)
+        elif signum in self._heeds:
             self.end(Ending(-signum))
 
     def result(self) -> Ending:
@@ -63,7 +69,7 @@ class FakeJob:
 
     def close(self) -> None:
         """Let go of it."""
-        if not self.done:
+        if not self.done and not self._leave:
             self.signal(SIGKILL)
         self.done = True
 
@@ -71,14 +77,19 @@ class FakeJob:
 class FakeJobs(Port):
     """`xenpm.ports.Jobs` on the fake host: `FakeXen.programs`, and functions that take no time."""
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> FakeJob:
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], leave: bool = False
+    ) -> FakeJob:
         """Start one of the host's programs."""
         with self._call("run"):
             program = self._xen.programs.get(command[0])
             if program is None:
                 raise XenError(f"{command[0]} cannot be started: no such program")
             self._xen.started.append((tuple(command), dict(environment)))
-            job = FakeJob(self._xen, program.heeds)
+            job = FakeJob(self._xen, program.heeds, leave)
+            if program.act is not None:
+                program.act(job, command)
+                return job
             ending = Ending(program.status, output=program.output)
             if program.lasts_ns is not None:
                 self._xen.after(program.lasts_ns, lambda: job.end(ending))

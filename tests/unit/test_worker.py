@@ -1,0 +1,540 @@
+"""The worker, on the fake host and a scripted libxl, with real files."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import xenpm
+from xenpm import savefile, worker
+from xenpm.connection import Connection
+from xenpm.testing import MS, FakeGuest, FakeXen
+
+from . import save_files
+from .checks import assert_released
+
+
+class FakeXl:
+    """What libxl does, as far as a worker sees it; each operation takes three steps of waiting.
+
+    Attributes:
+        fails: the error of an operation, by its name; it comes with the last step.
+        steps: is called with the name of the operation and the number of the step.
+    """
+
+    def __init__(self, xen: FakeXen) -> None:
+        self.xen = xen
+        self.fails: dict[str, int] = {}
+        self.steps: Callable[[str, int], None] = lambda _name, _step: None
+        self.created: int | None = None
+        self.begun: list[str] = []
+        self.aborted = False
+        self.suspends = True
+        self._end: Callable[[], None] = lambda: None
+        self._left = 0
+
+    def _begin(self, name: str, end: Callable[[], None]) -> None:
+        assert self._left == 0, "another operation is under way"
+        self.begun.append(name)
+        self._end, self._left, self.aborted = end, 3, False
+
+    def wait(self, timeout_ms: int) -> bool:
+        assert timeout_ms > 0
+        assert self._left > 0
+        name = self.begun[-1]
+        self.steps(name, 3 - self._left)
+        self._left = 1 if self.aborted else self._left
+        self._left -= 1
+        if self._left:
+            return False
+        code = errno.ECANCELED if self.aborted else self.fails.get(name)
+        if code:
+            raise xenpm.XenlightError(f"libxl_{name}", code, "made to fail")
+        self._end()
+        return True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def save(self, domid: int, fd: int) -> None:
+        if self.suspends:
+            self.xen.guests[domid].suspend()
+        self._begin("save", lambda: self._write(fd))
+
+    @staticmethod
+    def _write(fd: int) -> None:
+        os.write(fd, save_files.libxl(xenpm.DomainType.PVH))
+
+    def resume(self, domid: int) -> None:
+        self._begin("resume", lambda: self._resume(domid))
+
+    def _resume(self, domid: int) -> None:
+        self.xen.guests[domid].resume(True)
+        self.xen.toolstack.resume_domain(domid)
+
+    def destroy(self, domid: int) -> None:
+        self._begin("destroy", lambda: self._destroy(domid))
+
+    def _destroy(self, domid: int) -> None:
+        self.xen.guests[domid].destroy()
+        self.xen.settle()
+
+    def restore(self, config: str, fd: int) -> None:
+        assert os.read(fd, 8) == b"LibxlFmt"
+        values = json.loads(config)["c_info"]
+        guest = self.xen.add_guest(values["name"], uuid=save_files.UUID_)
+        guest.pause()
+        self._begin("restore", lambda: setattr(self, "created", guest.domid))
+
+    def unpause(self, domid: int) -> None:
+        self._begin("unpause", self.xen.guests[domid].unpause)
+
+    def domain_configuration(self, _domid: int) -> str:
+        return save_files.config(xenpm.DomainType.PVH)
+
+
+@pytest.fixture
+def web(xen: FakeXen) -> FakeGuest:
+    return xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1024)
+
+
+@pytest.fixture
+def xl(xen: FakeXen, monkeypatch: pytest.MonkeyPatch) -> FakeXl:
+    fake = FakeXl(xen)
+    monkeypatch.setattr(worker, "open_xenlight", lambda **_: nullcontext(fake))
+    monkeypatch.setattr(worker, "Connection", lambda: Connection(xen.ports()))
+    monkeypatch.setattr(worker, "_BESIDES", dict.fromkeys(xenpm.DomainType, 1 << 20))
+    return fake
+
+
+@pytest.fixture(autouse=True)
+def _term() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    yield
+    signal.signal(signal.SIGTERM, before)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "web.save"
+
+
+class Work:
+    """Gives a worker its order, and takes what it tells."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self._patch = monkeypatch
+        self.told: list[dict[str, Any]] = []
+
+    def __call__(self, verb: str, **more: Any) -> dict[str, Any]:
+        order = {
+            "verb": verb,
+            "path": str(self.path),
+            "timeout": 60,
+            "domid": 1,
+            "handle": save_files.UUID_.hex,
+            "name": "web",
+            "remove": False,
+            "said": "its process was killed",
+            "begun": True,
+            **more,
+        }
+        self._patch.setattr(sys, "argv", ["-c", json.dumps(order)])
+        written = io.StringIO()
+        with self._patch.context() as patched:
+            patched.setattr(sys, "stdout", written)
+            worker.main()
+        self.told = [json.loads(line) for line in written.getvalue().splitlines()]
+        last = self.told[-1]
+        if last["xenpm"] == "failed":
+            error: xenpm.XenError = pickle.loads(bytes.fromhex(last["error"]))  # noqa: S301
+            raise error
+        return last
+
+
+@pytest.fixture
+def work(path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    return Work(path, monkeypatch)
+
+
+def read(path: Path) -> savefile.SavedDomain:
+    with savefile.open_checked(path) as file:
+        return savefile.read(file, path)
+
+
+def assert_unharmed(xen: FakeXen, guest: FakeGuest, path: Path) -> None:
+    """It runs, nothing is left, and there is no file."""
+    assert guest.running
+    assert guest.request == b""
+    assert_released(xen)
+    assert list(path.parent.iterdir()) == []
+
+
+# -- save
+
+
+def test_save(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    locked: list[bool] = []
+    there: list[bool] = []
+
+    def look(name: str, _step: int) -> None:
+        locked.append(web.domid in xen.locks)
+        if name == "destroy":
+            there.append(work.path.exists())
+
+    xl.steps = look
+    done = work("save")
+    assert done["size_bytes"] == read(work.path).size_bytes == work.path.stat().st_size
+    assert work.path.stat().st_mode & 0o777 == 0o600
+    assert xen.guests == {}
+    assert all(locked)
+    assert there == [True, True, True]  # before the domain is destroyed
+    assert xl.begun == ["save", "destroy"]
+    progress = [each for each in work.told if each["xenpm"] == "progress"]
+    assert progress[0]["done"] < progress[-1]["done"] <= progress[-1]["total"]
+    assert_released(xen)
+
+
+def test_what_is_on_the_disk_before_the_name_and_before_the_end(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def synced(fd: int) -> None:
+        steps.append("directory" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+        fsync(fd)
+
+    def linked(*arguments: Any, **named: Any) -> None:
+        steps.append("name")
+        link(*arguments, **named)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    xl.steps = lambda name, step: steps.append(name) if step == 0 else None
+    work("save")
+    assert steps == ["save", "file", "name", "directory", "destroy"]
+    assert not xen.guests
+    assert web.suspensions == 1
+
+
+def refused(work: Work, kind: type[xenpm.XenError], what: str) -> None:
+    with pytest.raises(kind, match=what):
+        work("save")
+
+
+def test_refusals(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    work.path.write_text("precious")
+    refused(work, xenpm.SaveError, r"is there already.*Nothing was touched")
+    assert work.path.read_text() == "precious"
+    work.path.unlink()
+    work.path = work.path.parent / "no" / "web.save"
+    refused(work, xenpm.SaveError, r"No such file.*Nothing was touched")
+    work.path = Path("/proc/web.save")
+    refused(work, xenpm.SaveError, r"no file can be made in /proc.*O_TMPFILE")
+    assert xl.begun == []
+    assert web.suspensions == 0
+    assert_released(xen)
+
+
+def test_no_room(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = os.statvfs("/")
+    little = os.statvfs_result((4096, 4096, *found[2:4], 500, *found[5:]))
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: little)
+    refused(work, xenpm.SaveError, r"has room for 1 MiB, and it takes 2 MiB. Nothing was touched")
+    assert xl.begun == []
+    assert_unharmed(xen, web, work.path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        (lambda guest: guest.pause(), xenpm.SuspendNotSupported, "is paused"),
+        (lambda guest: guest.suspend(), xenpm.AlreadySuspended, "is suspended already"),
+        (lambda guest: guest.crash(), xenpm.SuspendInterrupted, "has shut down"),
+        (
+            lambda guest: guest.give_card("0000:00:10.0"),
+            xenpm.SuspendNotSupported,
+            "passed through",
+        ),
+        (lambda guest: guest.destroy(), xenpm.NoSuchDomain, "is gone"),
+        (
+            lambda guest: guest.xen.toolstack.write(guest.request_path, b"reboot"),
+            xenpm.SuspendInProgress,
+            "'reboot' already",
+        ),
+        (
+            lambda guest: guest.xen.add_guest("user").give_device("vbd", 1, server=guest.domid),
+            xenpm.SuspendNotSupported,
+            "serves vbd 1 of domain 2",
+        ),
+    ],
+)
+def test_domains_that_cannot_be_saved(
+    xen: FakeXen,
+    xl: FakeXl,
+    web: FakeGuest,
+    work: Work,
+    spoil: tuple[Callable[[FakeGuest], object], type[xenpm.XenError], str],
+) -> None:
+    act, kind, what = spoil
+    act(web)
+    xen.settle()
+    refused(work, kind, what)
+    assert xl.begun == []
+    assert_released(xen)
+    assert not work.path.exists()
+
+
+def test_somebody_else_is_at_it(
+    xen: FakeXen, host: xenpm.Host, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    assert host._connection.ports.locks.acquire(web.domid)
+    refused(work, xenpm.SuspendInProgress, "another process")
+    assert xl.begun == []
+    assert web.running
+    assert list(xen.locks) == [web.domid]
+
+
+def test_libxl_fails(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    xl.fails["save"] = errno.EIO
+    refused(work, xenpm.SaveError, r"was not saved: libxl_save.*made to fail.*it runs on")
+    assert xl.begun == ["save", "resume"]
+    assert_unharmed(xen, web, work.path)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_guest_that_does_not_suspend_in_time(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, late: bool
+) -> None:
+    """It took the request: it is watched, and resumed if it suspends after all."""
+    xl.fails["save"], xl.suspends = errno.ETIMEDOUT, False
+    if late:
+        xen.after(500 * MS, web.suspend)
+    refused(work, xenpm.SaveError, "it runs on" if late else "should it yet suspend, resume it")
+    assert xl.begun == (["save", "resume"] if late else ["save"])
+    assert_unharmed(xen, web, work.path)
+
+
+def test_request_that_stands_is_taken_back(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    xl.fails["save"], xl.suspends = errno.ECANCELED, False
+    web.acknowledge_ns = None
+    xl.steps = lambda _name, _step: xen.toolstack.write(web.request_path, b"suspend")
+    before = xen.now_ns
+    refused(work, xenpm.SaveError, "it runs on")
+    assert xen.now_ns - before < 1000 * MS  # nothing is to be waited for
+    assert_unharmed(xen, web, work.path)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "link"])
+def test_disk_fails(xl: FakeXl, web: FakeGuest, work: Work, failing: str) -> None:
+    def fail(*_arguments: Any, **_named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, failing, fail)
+        refused(work, xenpm.SaveError, "No space left on device; it runs on")
+    assert xl.begun == ["save", "resume"]
+    assert_unharmed(web.xen, web, work.path)
+
+
+def test_file_that_could_not_be_restored(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xl, "_write", lambda fd: os.write(fd, b"LibxlFmt"))
+    refused(work, xenpm.SaveError, r"is cut off.*it runs on")
+    assert_unharmed(xen, web, work.path)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_cancelled(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, step: int) -> None:
+    def cancel(name: str, at: int) -> None:
+        if (name, at) == ("save", step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    xl.steps = cancel
+    refused(work, xenpm.SuspendCancelled, "was not saved: it was cancelled; it runs on")
+    assert_unharmed(xen, web, work.path)
+
+
+def test_cancelled_when_the_file_is_there(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    xl.steps = lambda name, _: os.kill(os.getpid(), signal.SIGTERM) if name == "destroy" else None
+    assert work("save")["size_bytes"] == work.path.stat().st_size
+    assert web.domid not in xen.guests
+
+
+def test_deadline(xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    with pytest.raises(xenpm.SaveError, match=r"its time is over; it runs on"):
+        work("save", timeout=0)
+    assert xl.begun == ["save", "resume"]
+    assert_unharmed(web.xen, web, work.path)
+
+
+def test_destroying_fails(xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    xl.fails["destroy"] = errno.EIO
+    refused(work, xenpm.SaveError, r"is saved in .*but could not be destroyed.*twice")
+    assert read(work.path).name == "web"
+    assert web.suspended
+
+
+# -- what a killed one has left
+
+
+def test_mend_with_the_file(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    web.suspend()
+    work.path.write_bytes(save_files.whole(xenpm.DomainType.PVH))
+    assert work("mend save")["size_bytes"] == work.path.stat().st_size
+    assert xl.begun == ["destroy"]
+    assert work("mend save")["size_bytes"] == work.path.stat().st_size  # it is gone already
+    assert xen.guests == {}
+
+
+def test_mend_without_the_file(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    web.suspend()
+    with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on"):
+        work("mend save")
+    assert xl.begun == ["resume"]
+    assert_unharmed(xen, web, work.path)
+
+
+def test_mend_when_nothing_had_begun(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    """Nothing was asked of the guest, so nothing is to be waited for."""
+    before = xen.now_ns
+    with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on") as caught:
+        work("mend save", begun=False)
+    assert caught.value.phase is xenpm.Phase.IDLE
+    assert xen.now_ns - before < 1000 * MS
+    assert xl.begun == []
+    assert_unharmed(xen, web, work.path)
+
+
+def test_mend_with_the_file_of_another(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    web.suspend()
+    other = save_files.config(xenpm.DomainType.PV).replace("1234", "5678")
+    work.path.write_bytes(savefile.header(other) + save_files.libxl())
+    with pytest.raises(xenpm.SaveError, match="it runs on"):
+        work("mend save")
+    assert web.running
+    assert xl.begun == ["resume"]
+    assert xen.guests
+
+
+def test_mend_when_all_is_gone(xl: FakeXl, work: Work) -> None:
+    with pytest.raises(xenpm.NoSuchDomain, match="there is no file of it"):
+        work("mend save")
+    assert xl.begun == []
+
+
+def test_mend_a_guest_that_runs_beside_its_file(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    """Somebody has resumed it: it is not destroyed."""
+    work.path.write_bytes(save_files.whole(xenpm.DomainType.PVH))
+    with pytest.raises(xenpm.SaveError, match="remove that file"):
+        work("mend save")
+    assert web.running
+    assert xl.begun == []
+    assert xen.guests
+
+
+# -- restore
+
+
+@pytest.fixture
+def saved(path: Path) -> Path:
+    path.write_bytes(save_files.whole(xenpm.DomainType.PVH))
+    return path
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_restore(xen: FakeXen, xl: FakeXl, saved: Path, work: Work, remove: bool) -> None:
+    done = work("restore", remove=remove)
+    assert (done["domid"], done["handle"], done["name"]) == (1, save_files.UUID_.hex, "web")
+    assert xen.guests[1].running
+    assert xl.begun == ["restore", "unpause"]
+    assert saved.exists() != remove
+    assert_released(xen)
+
+
+@pytest.mark.parametrize("same", ["name", "uuid"])
+def test_domain_that_is_there(xen: FakeXen, xl: FakeXl, saved: Path, work: Work, same: str) -> None:
+    if same == "name":
+        xen.add_guest("web")
+    else:
+        xen.add_guest("renamed", uuid=save_files.UUID_)
+    with pytest.raises(xenpm.RestoreError, match="is there already"):
+        work("restore")
+    assert xl.begun == []
+    assert saved.exists()
+
+
+@pytest.mark.parametrize("operation", ["restore", "unpause"])
+def test_restore_fails(xen: FakeXen, xl: FakeXl, saved: Path, work: Work, operation: str) -> None:
+    xl.fails[operation] = errno.ENOMEM
+    with pytest.raises(xenpm.RestoreError, match=r"was not restored.*made to fail"):
+        work("restore", remove=True)
+    assert xen.guests == {}
+    assert saved.exists()
+
+
+def test_restore_cancelled(xen: FakeXen, xl: FakeXl, saved: Path, work: Work) -> None:
+    xl.steps = lambda name, _: os.kill(os.getpid(), signal.SIGTERM) if name == "restore" else None
+    with pytest.raises(xenpm.RestoreError, match="it was cancelled"):
+        work("restore")
+    assert xen.guests == {}
+    assert saved.exists()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_mend_restore(xen: FakeXen, xl: FakeXl, saved: Path, work: Work, paused: bool) -> None:
+    """One that runs was made whole; one that is paused has not run, and is destroyed."""
+    guest = xen.add_guest("web", uuid=save_files.UUID_)
+    if not paused:
+        assert work("mend restore")["domid"] == guest.domid
+        assert guest.running
+        return
+    guest.pause()
+    with pytest.raises(xenpm.RestoreError, match="its process was killed"):
+        work("mend restore")
+    assert xen.guests == {}
+    assert xl.begun == ["destroy"]
+    assert saved.exists()
+
+
+def test_the_caller_is_gone(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker goes on to the end."""
+
+    class Broken(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(io, "StringIO", Broken)
+    with pytest.raises(IndexError):  # nothing was told
+        work("save")
+    assert work.path.exists()
+    assert web.domid not in xen.guests
+    assert xl.begun == ["save", "destroy"]

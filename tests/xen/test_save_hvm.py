@@ -1,0 +1,62 @@
+"""An HVM guest, saved with its device model to a file and restored: by us and by xl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import xenpm
+
+from .guest import Guest, run
+
+SCENE = "hvm"
+PATH = Path("/root/hvm1.save")
+
+
+@pytest.fixture
+def subject(guest: Callable[[str], Guest]) -> Iterator[Guest]:
+    subject = guest("hvm1")
+    subject.wait("data/counter", bool, "it does not come up")
+    yield subject
+    PATH.unlink(missing_ok=True)
+
+
+@contextmanager
+def going_on(subject: Guest) -> Iterator[None]:
+    boot, count = subject.boot, subject.count
+    yield
+    assert subject.state == "running"
+    subject.wait("data/counter", bool, "it does not come back")
+    subject.wait_counting(max(count, subject.count))
+    assert subject.boot == boot
+
+
+def test_saved_and_restored(subject: Guest) -> None:
+    with going_on(subject):
+        subject.domain.suspend(lightweight=False, path=PATH)
+        assert xenpm.restore(PATH).type is xenpm.DomainType.HVM
+
+
+def test_saved_by_us_restored_by_xl(subject: Guest) -> None:
+    with going_on(subject):
+        subject.domain.suspend(lightweight=False, path=PATH)
+        run("xl", "restore", str(PATH))
+
+
+def test_saved_by_xl_restored_by_us(subject: Guest) -> None:
+    with going_on(subject):
+        run("xl", "save", "hvm1", str(PATH))
+        xenpm.restore(PATH)
+
+
+def test_guest_whose_save_was_given_up_runs_on(subject: Guest) -> None:
+    """Its device model, too: it answers when it is saved afterwards."""
+    with subject.unharmed(), pytest.raises(xenpm.SaveError, match="its time is over"):
+        subject.domain.suspend(lightweight=False, path=PATH, timeout=1)
+    assert not PATH.exists()
+    with going_on(subject):
+        subject.domain.suspend(lightweight=False, path=PATH)
+        xenpm.restore(PATH)
