@@ -1,0 +1,143 @@
+"""Saving that fails: a full disk, Ctrl-C, a deadline, processes that are killed at every stage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import xenpm
+from xenpm import heavy
+
+from . import killed
+from .guest import Guest, run
+from .saving import NAMES, GuestOf, fresh_path, going_on, none_of, save
+
+SCENE = "save"
+
+
+@pytest.fixture(params=NAMES)
+def subject(request: pytest.FixtureRequest, guest: GuestOf) -> Guest:
+    return guest(request.param)
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with fresh_path() as path:
+        yield path
+
+
+@contextmanager
+def small_disk(mib: int) -> Iterator[Path]:
+    place = Path("/mnt/small")
+    place.mkdir(exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(place))
+    try:
+        yield place
+    finally:
+        run("umount", str(place))
+
+
+def test_no_room_is_told_before_anything_is_touched(subject: Guest) -> None:
+    with small_disk(100) as place, subject.unharmed():
+        request = subject.read("control/shutdown")
+        with pytest.raises(xenpm.SaveError, match=r"room for 100 MiB.*Nothing was touched"):
+            save(subject, place / "guest.save")
+        assert subject.read("control/shutdown") == request
+        assert list(place.iterdir()) == []
+
+
+def test_disk_that_fills_up_meanwhile(subject: Guest) -> None:
+    with small_disk(200) as place:
+
+        def fill(_done: int, _total: int) -> None:
+            if not (place / "other").exists():
+                run("fallocate", "-l", "150M", str(place / "other"))
+
+        with subject.unharmed(), pytest.raises(xenpm.SaveError, match="it runs on, and there is"):
+            save(subject, place / "guest.save", fill)
+        assert [each.name for each in place.iterdir()] == ["other"]
+
+
+def test_interrupted_guest_runs_on(subject: Guest, path: Path) -> None:
+    interrupts = iter([signal.SIGINT])  # one: a second would leave the worker to itself
+
+    def interrupt(_done: int, _total: int) -> None:
+        for each in interrupts:
+            os.kill(os.getpid(), each)
+
+    with subject.unharmed(), pytest.raises(KeyboardInterrupt):
+        save(subject, path, interrupt)
+    assert not path.exists()
+
+
+def test_deadline(subject: Guest, path: Path) -> None:
+    with subject.unharmed(), pytest.raises(xenpm.SaveError, match="its time is over"):
+        subject.domain.suspend(lightweight=False, path=path, timeout=0.5)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("stage", killed.SAVE)
+def test_worker_killed_while_saving(
+    guest: GuestOf, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either the guest runs on and there is no file, or the file is complete and the guest gone."""
+    subject = guest("save-pv")
+    complete = stage in ("after complete", "before destroy", "after destroy")
+    with going_on(subject):
+        with monkeypatch.context() as patched:
+            patched.setattr(heavy, "_CODE", killed.code(stage))
+            if complete:
+                assert save(subject, path).size_bytes == path.stat().st_size
+            else:
+                with pytest.raises(xenpm.SaveError, match="it runs on, and there is no file"):
+                    save(subject, path)
+        assert path.exists() == none_of(subject.name) == complete
+        if complete:
+            xenpm.restore(path)
+
+
+@pytest.mark.parametrize("stage", killed.RESTORE)
+def test_worker_killed_while_restoring(
+    guest: GuestOf, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left of the domain, and the file is as it was."""
+    subject = guest("save-pv")
+    with going_on(subject):
+        save(subject, path)
+        with monkeypatch.context() as patched:
+            patched.setattr(heavy, "_CODE", killed.code(stage))
+            with pytest.raises(xenpm.RestoreError, match="was not restored"):
+                xenpm.restore(path)
+        assert none_of(subject.name)
+        xenpm.restore(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_caller_killed_while_saving(guest: GuestOf, path: Path, part: float) -> None:
+    """The worker goes on: the file is complete in the end, and the guest is in it."""
+    subject = guest("save-pv")
+    script = f"""
+import os, signal, xenpm
+def strike(done, total):
+    if done >= total * {part}:
+        os.kill(os.getpid(), signal.SIGKILL)
+xenpm.Domain({subject.name!r}).suspend(lightweight=False, path={str(path)!r}, progress=strike)
+"""
+    with going_on(subject):
+        done = subprocess.run([sys.executable, "-c", script], timeout=120, check=False)
+        assert done.returncode == -signal.SIGKILL
+        with xenpm.Host() as host:
+            for _ in range(120):
+                if none_of(subject.name):
+                    break
+                # nobody tells: the one that would be told is dead
+                subprocess.run(["sleep", "0.5"], check=True)
+            assert subject.name not in [domain.name for domain in host.domains()]
+        xenpm.restore(path)
