@@ -916,15 +916,16 @@ class FakeCard:
 
 @dataclass
 class _Hook:
-    """Something to do before calls of one name."""
+    """Something to do before calls of one name, or after them."""
 
     name: str
     skip: int  # calls still to let through
     times: int | None  # calls to act upon; None: all
     action: Callable[[str], object]
+    after: bool = False
 
-    def call(self, name: str) -> None:
-        if self.name not in (name, "*"):
+    def call(self, name: str, *, after: bool) -> None:
+        if self.after is not after or self.name not in (name, "*"):
             return
         if self.skip > 0:
             self.skip -= 1
@@ -1048,8 +1049,14 @@ class FakeXen:
         """
         self._hooks.append(_Hook(name, nth - 1, times, lambda _: action()))
 
-    def fail(self, name: str, code: int, nth: int = 1, times: int | None = 1) -> None:
-        """Make calls fail with an errno; arguments as for `before`."""
+    def fail(
+        self, name: str, code: int, nth: int = 1, times: int | None = 1, *, after: bool = False
+    ) -> None:
+        """Make calls fail with an errno; arguments as for `before`.
+
+        Args:
+            after: whether they fail although they have done their work.
+        """
 
         def action(called: str) -> None:
             if called == "sleep":
@@ -1060,7 +1067,7 @@ class FakeXen:
             if called in C_NAMES:  # locks and poller do not fail
                 raise kind(C_NAMES[called], code, "made to fail")
 
-        self._hooks.append(_Hook(name, nth - 1, times, action))
+        self._hooks.append(_Hook(name, nth - 1, times, action, after))
 
     def stop_failing(self) -> None:
         """Forget all that was told to `fail` and `before`."""
@@ -1074,8 +1081,10 @@ class FakeXen:
             if self.call_ns:
                 self.pass_time(self.call_ns)
             for hook in list(self._hooks):
-                hook.call(name)
+                hook.call(name, after=False)
             yield
+            for hook in list(self._hooks):
+                hook.call(name, after=True)
 
     # -- what the hypervisor answers
 
