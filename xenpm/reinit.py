@@ -80,7 +80,7 @@ _MS = 1_000_000
 _LONGEST_PAUSE_NS = 1000 * _MS
 
 # The kinds whose frontends in Linux connect anew after the hypercall has returned 0.
-_RECONNECTING = frozenset({"vbd", "vif", "vfb", "vkbd", "vtpm", "vusb", "console"})
+_RECONNECTING = frozenset({"vbd", "vif", "vfb", "vkbd", "vtpm", "console"})
 
 # What the note says is being done; with it, whether the pause in between is ours.
 _DEVICES, _GROUND, _RUN = "devices", "ground", "run"

@@ -347,7 +347,7 @@ def test_pv_by_force_killed_at_any_call(xen: FakeXen, nth: int) -> None:
     assert not guest.corrupted, guest.corrupted
 
 
-@pytest.mark.parametrize("kind", ["9pfs", "pvcalls"])
+@pytest.mark.parametrize("kind", ["9pfs", "pvcalls", "vusb"])
 def test_device_that_would_not_come_back(xen: FakeXen, host: xenpm.Host, kind: str) -> None:
     suspended(xen).give_device(kind, 0)
     refuses(xen, host, f"{kind} 0 would not come back")
