@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from . import protocol
 from .actions import (
@@ -71,14 +72,15 @@ from .types import (
 # The two rings that every domain has from the beginning: directories of its home in xenstore.
 _ENDS = ("store", "console")
 _EVTCHN_PARAMS = {"store": 2, "console": 18}  # HVM_PARAM_*_EVTCHN of public/hvm/params.h
-_LARGEST = 999_999_999  # of a domid, port or frame number
+_LARGEST = 999_999_999  # of a port or frame number
+_LAST_DOMID = 0x7FEF  # DOMID_FIRST_RESERVED of public/xen.h comes after it
 
 _MOST_ROUNDS = 1000  # each takes up to a kilobyte
 _MS = 1_000_000
 _LONGEST_PAUSE_NS = 1000 * _MS
 
 # The kinds whose frontends in Linux connect anew after the hypercall has returned 0.
-_RECONNECTING = frozenset({"vbd", "vif", "vfb", "vkbd", "vtpm", "vusb", "console"})
+_RECONNECTING = frozenset({"vbd", "vif", "vfb", "vkbd", "vtpm", "console"})
 
 # What the note says is being done; with it, whether the pause in between is ours.
 _DEVICES, _GROUND, _RUN = "devices", "ground", "run"
@@ -90,6 +92,14 @@ _LOST_ON_THE_WAY = (
     "longer be resumed cooperatively. When the cause is mended, resume it with cooperative=False "
     "again"
 )
+
+
+class _Ring(NamedTuple):
+    """What xenstore says of the store's ring or of the console's."""
+
+    port: int
+    gfn: int
+    served_by: int
 
 
 class _Reinit:
@@ -105,6 +115,7 @@ class _Reinit:
         self.note = reinit_note(domain)
         self.devices: list[Device] = []
         self.using: tuple[str, ...] = ()  # those that were connected before
+        self.rings: dict[str, _Ring] = {}
         self.watched: set[str] = set()
         self.steps: list[Step] = []
         self.step = ""
@@ -129,10 +140,11 @@ class _Reinit:
             yield from self.prepare(info, allowed=self.force or doing != "")
             if not doing:
                 self.using = tuple(map(_name, filter(_connected, self.devices)))
-            yield from self.walk_back()
+            yield from self.walk_back(begun=doing != "")
             yield from self.clear(info)
             yield from self.lay_ground()
         elif doing == _GROUND and not self.pv:  # a PV domain leaves its suspension at the end of it
+            yield from self.read_rings()
             yield from self.lay_ground()
         yield from self.let_run()
         running = self.now()
@@ -213,25 +225,7 @@ class _Reinit:
                 "there yet. Nothing was touched",
             )
         domid = self.domain.domid
-        ports = []
-        for end in _ENDS:
-            ports.append((yield from self.read_number(f"{end}/port")))
-        if sorted(ports) != [1, 2]:
-            # These are what Xen gives out after a reset, and Linux goes on with the console's.
-            raise ReinitNotSupported(
-                self.domain,
-                f"its store and console have the event channels {ports[0]} and {ports[1]}, which "
-                "it could not be given again. Nothing was touched",
-            )
-        for end in _ENDS:
-            path = f"{self.home}/{end}/ring-ref"
-            if not (yield from self.read_number(path)):
-                # after the reset it would be too late to find out
-                value = yield Read(path)
-                raise ReinitNotSupported(
-                    self.domain,
-                    f"xenstore makes no sense: {path} is {shown(value)}. Nothing was touched",
-                )
+        yield from self.read_rings()
         unreadable: list[str] = []
         devices = yield from used_by(domid, unreadable)
         serves = yield from served_by(domid, unreadable)
@@ -247,6 +241,42 @@ class _Reinit:
         self.devices = [each for each in devices if (each.kind, each.devid) != ("console", 0)]
         for device in self.devices:
             yield from self.check_device(device)
+
+    def read_rings(self) -> Machine[None]:
+        """What xenstore says of both rings; after the reset it would be too late to find out."""
+        servers = {
+            "store": "/tool/xenstored/domid",  # missing unless it runs in a domain of its own
+            "console": f"{self.home}/console/backend-id",
+        }
+        for end in _ENDS:
+            self.rings[end] = _Ring(
+                (yield from self.read_number(f"{self.home}/{end}/port", 1, _LARGEST)),
+                (yield from self.read_number(f"{self.home}/{end}/ring-ref", 1, _LARGEST)),
+                (yield from self.read_number(servers[end], 0, _LAST_DOMID, missing=0)),
+            )
+        ports = [self.rings[end].port for end in _ENDS]
+        if sorted(ports) != [1, 2]:
+            # These are what Xen gives out after a reset, and Linux goes on with the console's.
+            raise ReinitNotSupported(
+                self.domain,
+                f"its store and console have the event channels {ports[0]} and {ports[1]}, which "
+                "it could not be given again. Nothing was touched",
+            )
+
+    def read_number(
+        self, path: str, least: int, most: int, *, missing: int | None = None
+    ) -> Machine[int]:
+        """A number of the toolstack's in xenstore; `missing`, if told, when there is none."""
+        value = yield Read(path)
+        if value is None and missing is not None:
+            return missing
+        found = None if value is None else number(value, most)
+        if found is None or found < least:
+            raise ReinitNotSupported(
+                self.domain,
+                f"xenstore makes no sense: {path} is {shown(value)}. Nothing was touched",
+            )
+        return found
 
     def check_device(self, device: Device) -> Machine[None]:
         if device.kind not in _RECONNECTING:
@@ -266,16 +296,26 @@ class _Reinit:
 
     # -- while the guest is suspended
 
-    def walk_back(self) -> Machine[None]:
-        """Walk each device back to where a frontend begins to connect."""
+    def walk_back(self, *, begun: bool) -> Machine[None]:
+        """Walk each device back to where a frontend begins to connect.
+
+        Args:
+            begun: whether another process has begun with it, so that devices may be closed.
+        """
         self.begin(_DEVICES)
         self.deadline = self.now() + self.timeout_ns
         pause_ns = 50 * _MS
-        yield self.write_note(_DEVICES)
         try:
+            yield self.write_note(_DEVICES)
             for device in self.devices:
                 yield from self.watch(f"{device.backend}/state")
             busy = yield from self.not_fresh(self.devices)
+        except CALL_ERRORS as error:
+            if begun:
+                raise self.half_closed(str(error)) from error
+            yield from self.take_back_note(error)
+            raise
+        try:
             while busy:
                 yield from self.close(busy)
                 yield from self.discard_events()
@@ -292,6 +332,17 @@ class _Reinit:
                 pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
         except CALL_ERRORS as error:
             raise self.half_closed(str(error)) from error
+
+    def take_back_note(self, error: CallError) -> Machine[None]:
+        """Remove the note when all is as it was, so that the guest can be resumed either way."""
+        try:
+            yield Remove(self.note)
+        except CALL_ERRORS as second:
+            raise self.error(
+                f"{error}; it is still suspended and as it was, but a note that it is being "
+                f"started over may stand, for it could not be removed ({second}). "
+                f"Resume it with cooperative=False, or any way after: xenstore-rm {self.note}"
+            ) from error
 
     def close(self, devices: Iterable[Device]) -> Machine[None]:
         """Have backends close, and wait for a frontend again; one that is closed only the latter.
@@ -418,30 +469,23 @@ class _Reinit:
         domid = self.domain.domid
         self.begin("channels")
         yield ResetChannels(domid)
-        served_by = {
-            "store": (yield from self.read_number("/tool/xenstored/domid")),
-            "console": (yield from self.read_number("console/backend-id")),
-        }
-        ports, gfns = {}, {}
-        for end in _ENDS:
-            ports[end] = yield from self.read_number(f"{end}/port")
-            gfns[end] = yield from self.read_number(f"{end}/ring-ref")
-        for end in sorted(_ENDS, key=lambda end: ports[end]):  # so each gets the number it had
-            ports[end] = yield AllocateChannel(domid, served_by[end])
+        ports = {}
+        for end in sorted(_ENDS, key=lambda end: self.rings[end].port):  # each gets what it had
+            ports[end] = yield AllocateChannel(domid, self.rings[end].served_by)
             if not self.pv:
                 yield SetParam(domid, _EVTCHN_PARAMS[end], ports[end])
         self.begin("grants")
         yield SeedGrants(
             domid,
             is_hvm=not self.pv,
-            console_gfn=gfns["console"],
-            xenstore_gfn=gfns["store"],
-            console_domid=served_by["console"],
-            xenstore_domid=served_by["store"],
+            console_gfn=self.rings["console"].gfn,
+            xenstore_gfn=self.rings["store"].gfn,
+            console_domid=self.rings["console"].served_by,
+            xenstore_domid=self.rings["store"].served_by,
         )
         self.begin("store")
         yield self.put(f"{self.home}/control/shutdown", b"")
-        yield Introduce(domid, gfns["store"], ports["store"])
+        yield Introduce(domid, self.rings["store"].gfn, ports["store"])
         if (yield GetRemote(domid, ports["store"])) is None:
             raise HypercallError(
                 "xs_introduce_domain", errno.EIO, "xenstored did not bind the event channel"
@@ -460,7 +504,7 @@ class _Reinit:
         Its ring is small.  When it is full xenstored waits in the middle of a message; oxenstored
         also after an introduction, and the guest would take the rest of it for the next one.
         """
-        gfn = yield from self.read_number("store/ring-ref")
+        gfn = self.rings["store"].gfn
         quiet = 0
         for _ in range(_MOST_ROUNDS):
             quiet = 0 if (yield DiscardEvents(self.domain.domid, gfn)) else quiet + 1
@@ -468,11 +512,6 @@ class _Reinit:
                 return
             yield Read(self.home)  # having answered, xenstored has written what had room
         raise store_error("xs_read", errno.EBUSY, "it does not stop writing to the guest")
-
-    def read_number(self, path: str) -> Machine[int]:
-        """A number of the toolstack's in xenstore; 0 when there is none."""
-        value = yield Read(path if path.startswith("/") else f"{self.home}/{path}")
-        return (None if value is None else number(value, _LARGEST)) or 0
 
     def let_run(self) -> Machine[None]:
         domid = self.domain.domid

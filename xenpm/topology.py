@@ -217,25 +217,41 @@ class Topology:
     def to_tree(self) -> list[str]:
         """The same as lines of a tree for the terminal: below each domain those that use it."""
         lines: list[str] = []
-        drawn: set[int] = set()
-        roots = [group for group in self._groups if not group.used]
-        for domid in sorted(domid for group in roots for domid in group.domids):
-            if domid not in drawn:
-                lines += self._branch(domid, None, drawn)
+        drawn: set[int] = set()  # each whole but once
+        roots = sorted(domid for group in self._groups if not group.used for domid in group.domids)
+        # what is still to draw, the next last: domain, whose user it is, its prefix and its users'
+        pending: list[tuple[int, int | None, str, str]]
+        pending = [(domid, None, "", "") for domid in reversed(roots)]
+        while pending:
+            domid, server, first, rest = pending.pop()
+            again = domid in drawn
+            if again and server is None:
+                continue
+            drawn.add(domid)
+            users = self._users(domid)
+            line = first + self._said(domid, server, again=again)
+            if again and users:
+                line += " (shown above, with what uses it)"
+            lines.append(line)
+            for user in reversed([] if again else users):
+                here, below = ("└─ ", "   ") if user == users[-1] else ("├─ ", "│  ")
+                pending.append((user, domid, rest + here, rest + below))
         return lines
 
-    def _branch(self, domid: int, server: int | None, drawn: set[int]) -> list[str]:
-        """The lines of a domain and of all that use it, each drawn whole once."""
+    def _users(self, domid: int) -> list[int]:
+        """What is drawn below a domain."""
+        users = sorted({device.frontend_domid for device in self.served_by(domid)})
+        stub_for = self._members[domid].stub_for
+        return [*users, stub_for] if stub_for is not None and stub_for in self._members else users
+
+    def _said(self, domid: int, server: int | None, *, again: bool) -> str:
+        """The line of a domain, below that of its server; shorter when it is there already."""
         member = self._members[domid]
         said = [str(member.domain), member.info.type.value]
         if server is not None:
             said.append("uses " + (", ".join(_kinds(member, server)) or "it as device model"))
-        users = sorted({device.frontend_domid for device in self.served_by(domid)})
-        if member.stub_for is not None and member.stub_for in self._members:
-            users.append(member.stub_for)
-        if domid in drawn:
-            return ["  ".join(said) + (" (shown above, with what uses it)" if users else "")]
-        drawn.add(domid)
+        if again:
+            return "  ".join(said)
         driver = self.driver_domain(domid)
         if driver.known is not False:
             said.append(f"driver domain: {driver if driver.known else 'unknown'}")
@@ -243,12 +259,7 @@ class Topology:
             said.append(f"stub domain of domain {member.stub_for}")
         lost = {device.backend_domid for device in member.uses} - {0} - set(self._members)
         said += [f"its backend, domain {gone}, is gone" for gone in sorted(lost)]
-        lines = ["  ".join(said)]
-        for user in users:
-            first, rest = ("└─ ", "   ") if user == users[-1] else ("├─ ", "│  ")
-            head, *below = self._branch(user, domid, drawn)
-            lines += [first + head, *(rest + line for line in below)]
-        return lines
+        return "  ".join(said)
 
 
 def _kinds(member: Member, server: int) -> list[str]:

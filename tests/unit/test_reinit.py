@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -341,7 +342,7 @@ def test_pv_by_force_killed_at_any_call(xen: FakeXen, nth: int) -> None:
     assert not guest.corrupted, guest.corrupted
 
 
-@pytest.mark.parametrize("kind", ["9pfs", "pvcalls"])
+@pytest.mark.parametrize("kind", ["9pfs", "pvcalls", "vusb"])
 def test_device_that_would_not_come_back(xen: FakeXen, host: xenpm.Host, kind: str) -> None:
     suspended(xen).give_device(kind, 0)
     refuses(xen, host, f"{kind} 0 would not come back")
@@ -383,6 +384,31 @@ def test_page_of_a_ring_that_makes_no_sense(
     suspended(xen)
     xen.toolstack.write(f"/local/domain/1/{end}/ring-ref", value)
     refuses(xen, host, f"{end}/ring-ref is")
+
+
+@pytest.mark.parametrize("path", ["/local/domain/1/console/backend-id", "/tool/xenstored/domid"])
+@pytest.mark.parametrize("value", [b"", b"odd", b"-1", b"32752"])
+def test_server_of_a_ring_that_makes_no_sense(
+    xen: FakeXen, host: xenpm.Host, path: str, value: bytes
+) -> None:
+    """It must not pass for domain 0, which would get the guest's page."""
+    suspended(xen)
+    xen.toolstack.write(path, value)
+    refuses(xen, host, f"{path} is")
+
+
+def test_nonsense_that_comes_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    xen.fail("gnttab_seed", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match="do not unpause it"):
+        host.domain("web").resume(cooperative=False)
+    page = xen.toolstack.read("/local/domain/1/console/ring-ref")
+    xen.toolstack.write("/local/domain/1/console/ring-ref", b"odd")
+    with pytest.raises(xenpm.ResumeError, match=r"console/ring-ref is 'odd'\. Nothing was"):
+        host.domain("web").resume(cooperative=False)
+    xen.toolstack.write("/local/domain/1/console/ring-ref", page)
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
 
 
 @pytest.mark.parametrize("cooperative", [None, False])
@@ -476,17 +502,27 @@ def test_cancelled(xen: FakeXen, host: xenpm.Host) -> None:
 # -- any call that fails, a process killed at any call
 
 
-def calls_of_a_good_run() -> int:
+def calls_of_a_good_run() -> Counter[str]:
     xen = FakeXen()
     suspended(xen)
     host = xenpm.Host(ports=xen.ports())
     domain = host.domain("web")
-    before = sum(xen.calls.values())
+    before = xen.calls.copy()
     domain.resume(cooperative=False)
-    return sum(xen.calls.values()) - before
+    return xen.calls - before
 
 
-CALLS = range(1, calls_of_a_good_run() + 1)
+GOOD_RUN = calls_of_a_good_run()
+CALLS = range(1, sum(GOOD_RUN.values()) + 1)
+CHANGES = [
+    (name, nth)
+    for name in (
+        "transaction_end", "remove", "pause", "soft_reset", "evtchn_reset", "evtchn_alloc_unbound",
+        "hvm_param_set", "store_ring_discard", "gnttab_seed", "introduce_domain", "resume_domain",
+        "unpause",
+    )
+    for nth in range(1, GOOD_RUN[name] + 1)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("nth", CALLS)
@@ -495,6 +531,22 @@ def test_any_call_fails(xen: FakeXen, host: xenpm.Host, nth: int) -> None:
     guest = suspended(xen)
     domain = host.domain("web")
     xen.fail("*", errno.EIO, nth=nth)
+    assert_made_up_for(guest, host, domain)
+
+
+@pytest.mark.parametrize(("name", "nth"), CHANGES)
+def test_any_change_fails_that_was_made(
+    xen: FakeXen, host: xenpm.Host, name: str, nth: int
+) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail(name, errno.EIO, nth=nth, after=True)
+    assert_made_up_for(guest, host, domain)
+
+
+def assert_made_up_for(guest: FakeGuest, host: xenpm.Host, domain: xenpm.Domain) -> None:
+    """A call fails: the guest is as the error says, and is started over by a second resume."""
+    xen = guest.xen
     outcome: object = None
     try:
         outcome = domain.resume(cooperative=False)
@@ -518,11 +570,48 @@ def test_any_call_fails(xen: FakeXen, host: xenpm.Host, nth: int) -> None:
     elif guest.pause_count:
         assert "paused" in str(outcome)
     else:
-        assert "runs again, but the note" in str(outcome)
+        assert "runs again, but the note" in str(outcome) or "it is running" in str(outcome)
         xen.toolstack.remove(NOTE)
         assert_started_over(guest)
         return
-    assert host.domain("web").resume(cooperative=False)
+    domain.resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_note_is_taken_back_when_nothing_else_was_touched(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("watch", errno.EIO)
+    with pytest.raises(xenpm.StoreError):
+        domain.resume(cooperative=False)
+    assert NOTE not in xen.store.nodes
+    assert domain.resume(cooperative=True).cooperative
+    assert guest.running
+    assert guest.restarts == 0
+
+
+def test_note_that_cannot_be_taken_back(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("watch", errno.EIO)
+    xen.fail("remove", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match=f"as it was, but a note.*xenstore-rm {NOTE}"):
+        domain.resume(cooperative=False)
+    assert guest.suspended
+    domain.resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_note_of_another_process_is_not_taken_back(xen: FakeXen, host: xenpm.Host) -> None:
+    """For that one may have closed devices."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.toolstack.write(NOTE, b"devices unpause vbd/51712 vbd/51728 vif/0")
+    xen.fail("watch", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match="no longer be resumed cooperatively"):
+        domain.resume(cooperative=False)
+    assert NOTE in xen.store.nodes
+    domain.resume()
     assert_started_over(guest)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import xenpm
 from xenpm.testing import STORE_REQUESTS, FakeXen
+from xenpm.topology import Topology
 
 CARD = "0000:00:10.0"
 
@@ -76,6 +78,23 @@ def test_graph(host: xenpm.Host) -> None:
         '3 -> 2 [label="vbd 51712"];',
         '4 -> 1 [label="vif 0"];',
     ]
+
+
+def test_tree_of_any_depth(xen: FakeXen, host: xenpm.Host) -> None:
+    """Deeper than Python's own stack."""
+    xen.add_guest("web").give_device("vif", 0)
+    (web,) = host.topology().members
+    members = [
+        replace(
+            web,
+            domain=web.domain._replace(domid=domid, name=f"g{domid}"),
+            uses=(replace(web.uses[0], frontend_domid=domid, backend_domid=domid - 1),),
+        )
+        for domid in range(1, 1101)
+    ]
+    lines = Topology(members).to_tree()
+    assert len(lines) == 1100
+    assert lines[-1].endswith("└─ g1100 (domain 1100)  pvh  uses vif 0")
 
 
 def test_cycle_goes_together_and_is_named(xen: FakeXen, host: xenpm.Host) -> None:

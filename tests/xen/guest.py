@@ -118,6 +118,15 @@ class Guest:
         answer = self.wait("data/command-done", bool, f"{command} not taken")
         assert answer == f"{command}: ok"
 
+    @property
+    def free_kib(self) -> int:
+        """How much memory its kernel has left."""
+        with LogWatch(self.log) as log:
+            self.command("show /proc/meminfo")
+            found = re.search(r"MemFree: +([0-9]+) kB", log.wait("show /proc/meminfo: ok"))
+        assert found
+        return int(found[1])
+
     def create(self) -> None:
         """Make it anew, after a test has destroyed it; returns once it counts."""
         while self.name in [domain.name for domain in self._host.domains()]:
@@ -199,8 +208,8 @@ class LogWatch:
         self._tail.kill()
         self._tail.communicate()
 
-    def wait(self, text: str) -> None:
-        """Wait until a line with that text has come."""
+    def wait(self, text: str) -> str:
+        """Wait until a line with that text has come; what has come until then."""
         assert self._tail.stdout is not None
         seen = ""
         until = time.monotonic() + DEADLINE
@@ -209,6 +218,7 @@ class LogWatch:
             ready, _, _ = select.select([self._tail.stdout], [], [], max(0, left))
             assert ready, f"{text!r} did not come in {self._path}"
             seen += os.read(self._tail.stdout.fileno(), 65536).decode("utf-8", "replace")
+        return seen
 
 
 class RequestWatch(NodeWatch):

@@ -49,6 +49,7 @@ def assert_all_works(subject: Guest) -> None:
             assert device.frontend_state is device.backend_state is xenpm.XenbusState.CONNECTED
 
 
+@pytest.mark.core
 def test_starts_over(over: Guest) -> None:
     with over.unharmed():
         assert over.domain.supports_reinit.evidence == "it is a PVH guest; devices: vbd, vif"

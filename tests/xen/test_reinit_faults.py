@@ -155,7 +155,8 @@ def test_every_change_fails_in_turn(after: bool, over: Guest, host: xenpm.Host) 
                 except xenpm.HypercallError:  # nothing was touched yet but the note
                     assert nth == 1
                     assert over.state == "suspended"
-                    assert bool(over.starting_over) is after
+                    assert not over.starting_over
+                    assert domain.resume().cooperative
                 except xenpm.ResumeError as error:
                     assert_as_told(over, error)
             if fault.struck is None:

@@ -56,15 +56,16 @@ _OTHERS_THAT_FAIL = ("sleep", "journal_read", "journal_begin", "journal_add", "j
 
 @dataclass
 class _Hook:
-    """Something to do before calls of one name."""
+    """Something to do before calls of one name, or after them."""
 
     name: str
     skip: int  # calls still to let through
     times: int | None  # calls to act upon; None: all
     action: Callable[[str], object]
+    after: bool = False
 
-    def call(self, name: str) -> None:
-        if self.name not in (name, "*"):
+    def call(self, name: str, *, after: bool) -> None:
+        if self.after is not after or self.name not in (name, "*"):
             return
         if self.skip > 0:
             self.skip -= 1
@@ -100,8 +101,18 @@ class Calls(Clock):
         """
         self._hooks.append(_Hook(name, nth - 1, times, lambda _: action()))
 
-    def fail(self, name: str, code: int, nth: int = 1, times: int | None = 1) -> None:
-        """Make calls fail with an errno; arguments as for `before`."""
+    def fail(
+        self, name: str, code: int, nth: int = 1, times: int | None = 1, *, after: bool = False
+    ) -> None:
+        """Make calls fail with an errno.
+
+        Args:
+            name: a method of the ports; "*" for any.
+            code: the errno.
+            nth: which of the calls to come, beginning with 1.
+            times: how many calls in a row from there on; None for all.
+            after: whether they fail although they have done their work.
+        """
         if name != "*" and name not in C_NAMES and name not in _OTHERS_THAT_FAIL:
             raise ValueError(f"no call of the ports that is called {name!r} can fail")
 
@@ -114,7 +125,7 @@ class Calls(Clock):
             if called in C_NAMES:  # locks and poller do not fail
                 raise kind(C_NAMES[called], code, "made to fail")
 
-        self._hooks.append(_Hook(name, nth - 1, times, action))
+        self._hooks.append(_Hook(name, nth - 1, times, action, after))
 
     def stop_failing(self) -> None:
         """Forget all that was told to `fail` and `before`."""
@@ -128,8 +139,10 @@ class Calls(Clock):
             if self.call_ns:
                 self.pass_time(self.call_ns)
             for hook in list(self._hooks):
-                hook.call(name)
+                hook.call(name, after=False)
             yield
+            for hook in list(self._hooks):
+                hook.call(name, after=True)
 
 
 class Port:

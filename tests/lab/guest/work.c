@@ -597,6 +597,21 @@ static void start_work(int jobs)
 		start(pinger, 0);
 }
 
+/* Says each line of a file on the console: what the kernel tells in /proc, for example. */
+static int show(const char *path)
+{
+	char line[512];
+	FILE *file = fopen(path, "re");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof line, file)) {
+		line[strcspn(line, "\n")] = 0;
+		say("work: %s: %s", path, line);
+	}
+	fclose(file);
+	return 0;
+}
+
 static void network(void)
 {
 	char address[512], work[512];
@@ -617,6 +632,8 @@ static void command(struct store *store, const char *text, int jobs)
 	else if (!strcmp(text, "panic-when-hung"))
 		failed = write_file("/proc/sys/kernel/hung_task_panic", "1") ||
 			 write_file("/proc/sys/kernel/hung_task_timeout_secs", "4");
+	else if (!strncmp(text, "show ", 5))
+		failed = show(text + 5);
 	else if (!strcmp(text, "stall"))
 		failed = stall();
 	else if (!strcmp(text, "pending"))
