@@ -208,8 +208,8 @@ SCENES = {
             Guest("stall", disk_mib=16, stallable=True, preserved=True),
             Guest("bystander"),
         )),
-        # at full speed on two disks the emulation loses a PVH guest too often; with 128 MiB Linux
-        # runs out of memory after some 35 times of starting over
+        # at full speed on two disks the emulation loses a PVH guest too often; Linux's
+        # network loses 1 MiB for each of its queues when it starts over (docs/limits.rst)
         Scene("reinit", (
             Guest("over", "pvh", memory_mib=256, disk_mib=16, more_disks=True, stallable=True,
                   net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
