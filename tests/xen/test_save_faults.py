@@ -20,6 +20,7 @@ from .guest import Guest, run
 from .saving import NAMES, GuestOf, fresh_path, going_on, none_of, save
 
 SCENE = "save"
+pytestmark = pytest.mark.soak  # it makes guests anew all the time
 
 
 @pytest.fixture(params=NAMES)

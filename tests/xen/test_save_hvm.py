@@ -13,6 +13,7 @@ import xenpm
 from .guest import Guest, run
 
 SCENE = "hvm"
+pytestmark = pytest.mark.soak  # an HVM guest takes minutes here
 PATH = Path("/root/hvm1.save")
 
 

@@ -13,6 +13,7 @@ import xenpm
 from .guest import DEADLINE, Guest, run
 
 SCENE = "trio"
+pytestmark = pytest.mark.soak  # it makes guests anew all the time
 GuestOf = Callable[[str], Guest]
 
 
