@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import heavy, protocol, reinit
 from .actions import (
@@ -73,6 +73,8 @@ from .types import (
 )
 
 __all__ = ["DomainReport", "Outcome", "Report", "resume_domains", "suspend"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("xenpm.sleep")
 
@@ -208,6 +210,10 @@ def _slept(sleep: Sleep) -> str:
         by = ", ".join(filter(None, [by, f"interrupt {sleep.wakeup_irq} {sleep.wakeup_irq_name}"]))
     woken = f"; woken by {by.rstrip()}" if by else "; the kernel does not know what woke it"
     return f"the machine slept for {sleep.slept_ns / _NS:.1f} s ({sleep.state}){woken}"
+
+
+def _timeout_ns(entry: PlanEntry) -> int | None:
+    return None if entry.timeout is None else int(entry.timeout * _NS)
 
 
 def _ms(ns: int) -> str:
@@ -396,48 +402,54 @@ class _Transaction:
     def suspend(self, each: _Domain) -> Machine[None]:
         domain, entry, report = each.domain, each.report.entry, each.report
         began = self.now()
-        timeout_ns = None if entry.timeout is None else int(entry.timeout * _NS)
         late_ns = _PAUSED_INSTEAD_NS if entry.on_failure is OnFailure.PAUSE else _LATE_NS
-        try:
-            devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
-            done = yield from protocol.suspend(domain, self.now, timeout_ns, late_ns)
-        except (NoSuchDomain, SuspendInterrupted) as error:
-            each.missing(str(error))
-            self.tell(str(error), logging.WARNING)
-        except XenError as error:
-            yield from self.not_suspended(each, error)
-        else:
-            report.outcome, report.suspension, each.down = Outcome.SUSPENDED, done, True
-            each.connected = tuple(device.backend for device in devices if _connected(device))
-            each.since_ns = self.now()
-            parts = ((part, getattr(done, f"{part}_ns")) for part in _PARTS)
-            detail = ", ".join(f"{part} {_ms(ns)}" for part, ns in parts)
-            self.span(str(domain), "suspend", began, detail)
-            yield from self.note(event="down", domid=domain.domid, connected=each.connected)
-            self.tell(f"{domain}: suspended in {_ms(done.total_ns)}")
+        machine = protocol.suspend(domain, self.now, _timeout_ns(entry), late_ns)
+        gone = yield from self.attempt(each, "suspend", machine)
+        if gone is None:
             return
-        self.span(str(domain), "suspend", began, str(report.error or ""), failed=True)
+        devices, done = gone
+        report.outcome, report.suspension, each.down = Outcome.SUSPENDED, done, True
+        each.connected = tuple(device.backend for device in devices)
+        each.since_ns = self.now()
+        parts = ((part, getattr(done, f"{part}_ns")) for part in _PARTS)
+        detail = ", ".join(f"{part} {_ms(ns)}" for part, ns in parts)
+        self.span(str(domain), "suspend", began, detail)
+        yield from self.note(event="down", domid=domain.domid, connected=each.connected)
+        self.tell(f"{domain}: suspended in {_ms(done.total_ns)}")
 
     def save(self, each: _Domain) -> Machine[None]:
-        domain, report = each.domain, each.report
+        domain = each.domain
+        began = self.now()
+        timeout_ns = _timeout_ns(each.report.entry)
+        machine = heavy.save(domain, self.file_of(each), self.now, timeout_ns)
+        gone = yield from self.attempt(each, "save", machine)
+        if gone is None:
+            return
+        devices, done = gone
+        each.used = {(device.kind, device.devid) for device in devices}
+        yield from self.is_saved(each, done)
+        self.span(str(domain), "save", began, f"{done.size_bytes >> 20} MiB")
+        self.tell(f"{domain}: saved to {done.path} in {_ms(done.total_ns)}")
+
+    def attempt(
+        self, each: _Domain, what: str, machine: Machine[T]
+    ) -> Machine[tuple[list[Device], T] | None]:
+        """Run what takes a domain down: its devices that were connected, and what came of it.
+
+        None when it has failed; all that follows from that is done then.
+        """
         began = self.now()
         try:
-            devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
-            each.used = {(device.kind, device.devid) for device in devices if _connected(device)}
-            timeout = report.entry.timeout
-            timeout_ns = None if timeout is None else int(timeout * _NS)
-            done = yield from heavy.save(domain, self.file_of(each), self.now, timeout_ns)
+            devices: tuple[Device, ...] = yield from used_by(each.domain.domid, [])
+            return [device for device in devices if _connected(device)], (yield from machine)
         except (NoSuchDomain, SuspendInterrupted) as error:
             each.missing(str(error))
             self.tell(str(error), logging.WARNING)
         except XenError as error:
             yield from self.not_suspended(each, error)
-        else:
-            yield from self.is_saved(each, done)
-            self.span(str(domain), "save", began, f"{done.size_bytes >> 20} MiB")
-            self.tell(f"{domain}: saved to {done.path} in {_ms(done.total_ns)}")
-            return
-        self.span(str(domain), "save", began, str(report.error or ""), failed=True)
+        failure = str(each.report.error or "")
+        self.span(str(each.domain), what, began, failure, failed=True)
+        return None
 
     def is_saved(self, each: _Domain, done: Saving) -> Machine[None]:
         each.report.outcome, each.report.saving, each.down = Outcome.SAVED, done, True

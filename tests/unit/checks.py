@@ -1,11 +1,38 @@
-"""What must hold after every conversation, whatever it came to."""
+"""What must hold after every conversation, whatever it came to; and processes that are killed."""
 
 from __future__ import annotations
 
 from typing import Callable
 
-from xenpm import Permission, XenError
+from xenpm import Host, Permission, Settings, XenError
 from xenpm.testing import FakeGuest, FakeXen
+
+
+class Killed(BaseException):
+    """SIGKILL: nothing of xenpm runs after it."""
+
+
+def killed(xen: FakeXen, settings: Settings, name: str, nth: int) -> bool:
+    """Run a host suspend and kill it before the nth call of a name; whether it came so far."""
+    ports = xen.ports()
+    host = Host(ports=ports)
+    engine = host._connection._engine
+
+    def kill() -> None:
+        # as SIGKILL does: locks and connections are closed by the kernel, nothing else happens
+        engine._tasks.clear()
+        raise Killed
+
+    xen.before(name, kill, nth=nth)
+    came_so_far = False
+    try:
+        host.suspend(settings=settings)
+    except Killed:
+        came_so_far = True
+    xen.stop_failing()
+    for part in (ports.store, ports.hypervisor, ports.locks):
+        part.close()
+    return came_so_far
 
 
 def outcome_of(verb: Callable[[], object]) -> object:

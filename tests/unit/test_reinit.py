@@ -15,14 +15,10 @@ from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
 from xenpm.testing.devices import CONNECTED
 from xenpm.testing.guests import CALLBACK_IRQ
 
-from .checks import assert_nothing_left, assert_released
+from .checks import Killed, assert_nothing_left, assert_released
 
 STEPS = ["devices", "reset", "channels", "grants", "store", "run"]
 NOTE = "/local/domain/1/xenpm/reinit"
-
-
-class Killed(BaseException):
-    """SIGKILL: nothing of xenpm runs after it."""
 
 
 def suspended(xen: FakeXen, **script: Any) -> FakeGuest:

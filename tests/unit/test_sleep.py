@@ -18,6 +18,8 @@ from xenpm.hooks import HookEvent, HookPoint
 from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
 from xenpm.testing.devices import CLOSED
 
+from .checks import killed
+
 SETTINGS = Settings()
 
 
@@ -464,34 +466,12 @@ def test_journal_that_cannot_be_added_to(nth: int, xen: FakeXen, host: xenpm.Hos
     assert_all_run(xen)
 
 
-class Killed(BaseException):
-    """The process is gone: nothing of it runs any more."""
-
-
 def _kill(xen: FakeXen, name: str, nth: int) -> bool:
     """Run a host suspend and kill it before the nth call of a name; whether it came so far."""
     drivers(xen)
     xen.add_guest("deaf", acknowledge_ns=None)
     rules = Settings(default=Rule(timeout=2.0))
-    ports = xen.ports()
-    host = xenpm.Host(ports=ports)
-    engine = host._connection._engine
-
-    def kill() -> None:
-        # as SIGKILL does: locks and connections are closed by the kernel, nothing else happens
-        engine._tasks.clear()
-        raise Killed
-
-    xen.before(name, kill, nth=nth)
-    came_so_far = False
-    try:
-        host.suspend(settings=rules)
-    except Killed:
-        came_so_far = True
-    xen.stop_failing()
-    for part in (ports.store, ports.hypervisor, ports.locks):
-        part.close()
-    return came_so_far
+    return killed(xen, rules, name, nth)
 
 
 @pytest.mark.parametrize(

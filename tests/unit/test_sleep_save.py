@@ -10,8 +10,9 @@ import xenpm
 from xenpm import OnFailure, Outcome, Policy, Rule, Settings
 from xenpm.testing import SECOND, FakeGuest, FakeXen
 
+from .checks import killed
 from .fake_worker import SIZE, FakeWorker
-from .test_sleep import Killed, assert_all_run, drivers, outcomes
+from .test_sleep import assert_all_run, drivers, outcomes
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,7 @@ def test_killed_anywhere_and_recovered(name: str, settle: bool, tmp_path: Path) 
         worker = FakeWorker(xen)
         xen.add_guest("db")
         xen.add_guest("web")
-        if not _killed(xen, settings, name, nth):
+        if not killed(xen, settings, name, nth):
             assert nth > 1
             return
         if settle:
@@ -160,25 +161,3 @@ def test_killed_anywhere_and_recovered(name: str, settle: bool, tmp_path: Path) 
         assert worker.files == {}
         assert_all_run(xen)
     pytest.fail("it is never done")
-
-
-def _killed(xen: FakeXen, settings: Settings, name: str, nth: int) -> bool:
-    """Run a host suspend and kill it before the nth call of a name; whether it came so far."""
-    ports = xen.ports()
-    host = xenpm.Host(ports=ports)
-    engine = host._connection._engine
-
-    def kill() -> None:
-        engine._tasks.clear()
-        raise Killed
-
-    xen.before(name, kill, nth=nth)
-    came_so_far = False
-    try:
-        host.suspend(settings=settings)
-    except Killed:
-        came_so_far = True
-    xen.stop_failing()
-    for part in (ports.store, ports.hypervisor, ports.locks):
-        part.close()
-    return came_so_far

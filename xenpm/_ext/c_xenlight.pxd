@@ -69,8 +69,7 @@ cdef extern from "compat_xl.h" nogil:
     # the same; 0: begun, and its end is told to `how`
     int libxl_domain_suspend(libxl_ctx *ctx, uint32_t domid, int fd, int flags,
                              const libxl_asyncop_how *how)
-    int libxl_domain_resume(libxl_ctx *ctx, uint32_t domid, int suspend_cancel,
-                            const libxl_asyncop_how *how)
+    int xenpm_resume(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
     int libxl_domain_unpause(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
     int libxl_domain_destroy(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
     int xenpm_restore(libxl_ctx *ctx, libxl_domain_config *config, uint32_t *domid, int fd,

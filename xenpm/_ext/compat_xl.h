@@ -143,6 +143,12 @@ static inline int xenpm_wait(libxl_ctx *ctx, int timeout_ms)
     return rc;
 }
 
+/* Begins to resume a domain cooperatively. */
+static inline int xenpm_resume(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how)
+{
+    return libxl_domain_resume(ctx, domid, 1, how);
+}
+
 /* Begins to make a domain of libxl's stream, in the version that Xen 4.6 and later write. */
 static inline int xenpm_restore(libxl_ctx *ctx, libxl_domain_config *config, uint32_t *domid,
                                 int fd, const libxl_asyncop_how *how)

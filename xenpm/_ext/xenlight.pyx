@@ -77,6 +77,10 @@ cdef enum:
     MAX_SPEC = 8 * 1024  # a token of 16386 bytes overruns libxlutil's scanner of disks
     MAX_DEPTH = 2
 
+ctypedef int (*domain_call)(
+    libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how *how
+) noexcept nogil
+
 cdef struct leavings:
     # What a call has left in the context, copied while nobody else can use that.
     int error
@@ -291,7 +295,19 @@ cdef class Xenlight:
             raise ValueError("this takes a Xenlight context that may fork")
         if self._call is not None:
             raise RuntimeError(f"{self._call} is under way: wait for its end first")
+        self._operation.done = False
         return 0
+
+    cdef int _domain_call(self, str call, domain_call function, object domid) except -1:
+        """Begin an operation that takes nothing but a domain."""
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
+        cdef leavings left
+        self._check_operation()
+        with nogil:
+            if self._begin(&left):
+                self._end(function(self._ctx, c_domid, &how), &left)
+        return self._begun(call, &left)
 
     cdef int _begun(self, str call, const leavings *left) except -1:
         """An operation has begun, or has failed at once."""
@@ -313,7 +329,6 @@ cdef class Xenlight:
         cdef libxl_asyncop_how how = xenpm_how(&self._operation)
         cdef leavings left
         self._check_operation()
-        self._operation.done = False
         with nogil:
             if self._begin(&left):
                 self._end(libxl_domain_suspend(self._ctx, c_domid, fd, 0, &how), &left)
@@ -335,7 +350,6 @@ cdef class Xenlight:
         cdef int result
         cdef leavings left
         self._check_operation()
-        self._operation.done = False
         self._created = INVALID_DOMID
         with nogil:
             if self._begin(&left):
@@ -357,39 +371,15 @@ cdef class Xenlight:
 
         ``libxl_domain_resume``.
         """
-        cdef uint32_t c_domid = to_domid(domid)
-        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
-        cdef leavings left
-        self._check_operation()
-        self._operation.done = False
-        with nogil:
-            if self._begin(&left):
-                self._end(libxl_domain_resume(self._ctx, c_domid, 1, &how), &left)
-        self._begun("libxl_domain_resume", &left)
+        self._domain_call("libxl_domain_resume", xenpm_resume, domid)
 
     def unpause(self, domid):
         """Begin to let a domain run that was just made: ``libxl_domain_unpause``."""
-        cdef uint32_t c_domid = to_domid(domid)
-        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
-        cdef leavings left
-        self._check_operation()
-        self._operation.done = False
-        with nogil:
-            if self._begin(&left):
-                self._end(libxl_domain_unpause(self._ctx, c_domid, &how), &left)
-        self._begun("libxl_domain_unpause", &left)
+        self._domain_call("libxl_domain_unpause", libxl_domain_unpause, domid)
 
     def destroy(self, domid):
         """Begin to destroy a domain, with its devices: ``libxl_domain_destroy``."""
-        cdef uint32_t c_domid = to_domid(domid)
-        cdef libxl_asyncop_how how = xenpm_how(&self._operation)
-        cdef leavings left
-        self._check_operation()
-        self._operation.done = False
-        with nogil:
-            if self._begin(&left):
-                self._end(libxl_domain_destroy(self._ctx, c_domid, &how), &left)
-        self._begun("libxl_domain_destroy", &left)
+        self._domain_call("libxl_domain_destroy", libxl_domain_destroy, domid)
 
     def wait(self, timeout_ms):
         """Go on with the operation, once something happens; returns early on a signal.
