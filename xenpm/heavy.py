@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -130,7 +131,7 @@ def _work(
         yield from _watch(job, now, now() + timeout_ns + _GRACE_NS, progress)
         yield Signal(job, signal.SIGKILL)  # what it has started, should it have been killed
         ending: Ending = job.result()
-        for message in reversed(_messages(ending.output)):
+        for message in _messages(ending.output):
             if message["xenpm"] == "failed":
                 error: XenError = pickle.loads(bytes.fromhex(message["error"]))  # noqa: S301 (ours)
                 raise error
@@ -159,9 +160,11 @@ def _watch(job: Job, now: Clock, until: int, progress: Progress) -> Machine[None
         if now() >= until:
             yield Signal(job, signal.SIGKILL)
             until += _GRACE_NS
-        far = [m for m in _messages(job.output) if m["xenpm"] == "progress"]
-        if progress is not None and far and told != (far[-1]["done"], far[-1]["total"]):
-            told = far[-1]["done"], far[-1]["total"]
+        if progress is None:
+            continue
+        far = next((m for m in _messages(job.output) if m["xenpm"] == "progress"), None)
+        if far is not None and told != (far["done"], far["total"]):
+            told = far["done"], far["total"]
             try:
                 progress(*told)
             except Exception:  # of the caller's: no guest is given up for a full terminal
@@ -174,10 +177,8 @@ def _command(order: dict[str, Any]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-c", _CODE, _ROOT, json.dumps(order))
 
 
-def _messages(output: str) -> list[dict[str, Any]]:
-    """What a worker has told; what libraries have written among it is passed over."""
-    found = []
-    for line in output.splitlines():
+def _messages(output: str) -> Iterator[dict[str, Any]]:
+    """What a worker has told, the last first; what libraries have written is passed over."""
+    for line in reversed(output.splitlines()):
         if line.startswith('{"xenpm":') and line.endswith("}"):
-            found.append(json.loads(line))
-    return found
+            yield json.loads(line)

@@ -93,6 +93,7 @@ class _Worker:
         Without `progress` it is one that must be done, and has a deadline of its own.
         """
         until = self.until if progress else time.monotonic() + _GRACE
+        told = time.monotonic()  # libxl has an event for each batch of pages, and one is enough
         aborted = False
         while not self.xl.wait(_STEP_MS):
             now = time.monotonic()
@@ -101,7 +102,8 @@ class _Worker:
             if not aborted and (now >= until or (progress and self.cancelled)):
                 aborted = True
                 self.xl.abort()
-            if progress:
+            if progress and now >= told + _STEP_MS / 1000:
+                told = now
                 progress()
 
     def find(self, uuid: UUID) -> DomainRef | None:

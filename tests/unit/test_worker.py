@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,15 +27,17 @@ from .checks import assert_released
 
 
 class FakeXl:
-    """What libxl does, as far as a worker sees it; each operation takes three steps of waiting.
+    """What libxl does, as far as a worker sees it; each operation takes some steps of waiting.
 
     Attributes:
+        length: how many steps.
         fails: the error of an operation, by its name; it comes with the last step.
         steps: is called with the name of the operation and the number of the step.
     """
 
     def __init__(self, xen: FakeXen) -> None:
         self.xen = xen
+        self.length = 3
         self.fails: dict[str, int] = {}
         self.steps: Callable[[str, int], None] = lambda _name, _step: None
         self.created: int | None = None
@@ -47,13 +50,13 @@ class FakeXl:
     def _begin(self, name: str, end: Callable[[], None]) -> None:
         assert self._left == 0, "another operation is under way"
         self.begun.append(name)
-        self._end, self._left, self.aborted = end, 3, False
+        self._end, self._left, self.aborted = end, self.length, False
 
     def wait(self, timeout_ms: int) -> bool:
         assert timeout_ms > 0
         assert self._left > 0
         name = self.begun[-1]
-        self.steps(name, 3 - self._left)
+        self.steps(name, self.length - self._left)
         self._left = 1 if self.aborted else self._left
         self._left -= 1
         if self._left:
@@ -207,6 +210,20 @@ def test_save(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
     progress = [each for each in work.told if each["xenpm"] == "progress"]
     assert progress[0]["done"] < progress[-1]["done"] <= progress[-1]["total"]
     assert_released(xen)
+
+
+@pytest.mark.usefixtures("web")
+def test_events_of_libxl_are_not_told_one_by_one(
+    xl: FakeXl, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads it is woken by each line; libxl has an event for each batch of pages."""
+    steps: list[str] = []
+    xl.length, xl.steps = 500, lambda name, _step: steps.append(name)
+    clock = SimpleNamespace(monotonic=lambda: len(steps) / 100)  # five seconds
+    monkeypatch.setattr(worker, "time", clock)
+    work("save")
+    progress = [each for each in work.told if each["xenpm"] == "progress"]
+    assert len(progress) == 11  # at both ends, and twice a second
 
 
 def test_what_is_on_the_disk_before_the_name_and_before_the_end(
