@@ -32,7 +32,7 @@ from .errors import XenError
 from .events import Observer
 from .heavy import Progress
 from .hooks import Hook
-from .host import BaseHost, outcomes, terms_of
+from .host import BaseHost, explain, outcomes, terms_of
 from .plan import Plan
 from .policy import Rule, Settings
 from .ports import Ports
@@ -54,8 +54,10 @@ _log = logging.getLogger("xenpm.aio")
 class _Call:
     """The machines that one coroutine has started and waits for."""
 
-    def __init__(self, undo: Undo | None, ended: asyncio.Future[None]) -> None:
-        self.tasks: list[Task[Any]] = []
+    def __init__(
+        self, undo: Undo | None, ended: asyncio.Future[None], tasks: list[Task[Any]]
+    ) -> None:
+        self.tasks = tasks
         self.undo = undo
         self.undoing: list[tuple[Task[Any], Task[Any]]] = []  # what had succeeded, and its undoing
         self.cancelled = False
@@ -107,7 +109,12 @@ class Connection(BaseConnection):
                 self.ports.close()
 
     async def run(
-        self, machines: Iterable[Machine[T]], undo: Undo | None = None, *, to_the_end: bool = False
+        self,
+        machines: Iterable[Machine[T]],
+        undo: Undo | None = None,
+        *,
+        to_the_end: bool = False,
+        tasks: list[Task[T]] | None = None,
     ) -> list[Task[T]]:
         """Run machines to their ends, all at once; the finished tasks, in the same order.
 
@@ -118,6 +125,7 @@ class Connection(BaseConnection):
             machines: what to run.
             undo: what undoes something that has succeeded.
             to_the_end: do not cancel the machines when this is cancelled.
+            tasks: becomes the tasks, for a caller who asks also when this is cancelled.
         """
         self.check()
         if asyncio.get_running_loop() is not self._loop():
@@ -125,7 +133,9 @@ class Connection(BaseConnection):
                 "this connection to Xen belongs to another event loop: give each loop a Host of "
                 "its own"
             )
-        call = _Call(undo, asyncio.get_running_loop().create_future())
+        call = _Call(
+            undo, asyncio.get_running_loop().create_future(), [] if tasks is None else tasks
+        )
         try:
             with self._step():
                 self._calls.append(call)
@@ -418,7 +428,7 @@ class Host(BaseHost[Domain]):
         self, *, rules: Mapping[Domain, Rule] | None = None, settings: Settings | None = None
     ) -> Plan:
         """What `suspend` would do with each domain, and why: see `xenpm.Host.plan`."""
-        return self._plan(rules, settings)
+        return self._connection.look(self._planning(rules, settings))
 
     def events(self) -> AsyncIterator[DomainEvent]:
         """What becomes of the domains, from this call on, for ``async for``.
@@ -448,7 +458,8 @@ class Host(BaseHost[Domain]):
         """Put the whole machine to sleep, its guests first, and bring everything back.
 
         Takes, gives and raises what `xenpm.Host.suspend` does.  When the coroutine is cancelled,
-        all that was done is undone, and only then `CancelledError` is raised.
+        all that was done is undone, and only then `CancelledError` is raised; its ``__cause__`` is
+        the `HostSuspendError` that tells what came of it.
         """
         if not state:
             raise ValueError("a sleep state must not be empty")
@@ -503,15 +514,19 @@ class Host(BaseHost[Domain]):
         progress: Callable[[str], None] | None,
     ) -> Report:
         terms = terms_of(settings, hooks, progress)
-        plan = self._plan_whole(rules, terms.settings)
         now = self._connection.ports.poller.now_ns
 
         def undo(_: Report) -> Machine[Report | None]:
             return sleep.resume_domains(terms, now, only_interrupted=False)
 
-        machine = sleep.suspend(state, plan, terms, now)
-        (task,) = await self._connection.run([machine], None if state else undo)
-        return task.result()
+        machine = self._suspending(state, rules, terms)
+        tasks: list[Task[Report]] = []
+        try:
+            await self._connection.run([machine], None if state else undo, tasks=tasks)
+        except BaseException as error:
+            explain(error, tasks)
+            raise
+        return tasks[0].result()
 
     async def _resume(
         self,

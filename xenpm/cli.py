@@ -604,11 +604,17 @@ def _bring_back(verb: Callable[..., Report | None], options: argparse.Namespace)
 
 def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Report | None:
     """Show the report of a host suspend, also of one that failed; None then."""
+    interruption: BaseException | None = None
     try:
         shown = report = call()
     except HostSuspendError as error:
         shown, report = error.report, None
         _complain(error, EXIT_FAILED)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not isinstance(error.__cause__, HostSuspendError):
+            raise
+        interruption, shown, report = error, error.__cause__.report, None
+        _complain(error.__cause__, EXIT_FAILED)
     if shown is not None:
         _print(json.dumps(shown.to_dict(), indent=2) if options.json else shown.to_text())
         try:
@@ -620,7 +626,9 @@ def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Rep
                 importlib.import_module("xenpm.plot").draw(shown.timeline, options.picture)
         except OSError as error:
             _complain(f"all else is done, but the timeline cannot be written: {error}", EXIT_FAILED)
-            return None
+            report = None
+    if interruption is not None:
+        raise interruption
     return report
 
 

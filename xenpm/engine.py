@@ -64,6 +64,7 @@ from .actions import (
 )
 from .errors import (
     CALL_ERRORS,
+    CallError,
     HostSuspendError,
     NoSuchDomain,
     NoSuchNode,
@@ -324,6 +325,7 @@ class Engine:
             job.work()
         stores: set[str] = set()
         domains: dict[int, DomainInfo] | None = None
+        failure: CallError | None = None
         try:
             while (event := self.ports.store.check_watch()) is not None:
                 stores.add(event[1])
@@ -332,9 +334,7 @@ class Engine:
                 infos = self.ports.hypervisor.domain_list()
                 domains = {info.domid: info for info in infos}
         except CALL_ERRORS as error:
-            for task in list(self._tasks.values()):
-                self._advance(task, error=error)
-            return
+            failure = error
         now = self.ports.poller.now_ns()
         for task in list(self._tasks.values()):
             if task.join is not None:
@@ -343,6 +343,9 @@ class Engine:
                 elif now >= task.join.until_ns:
                     self._advance(task, False)
             if task.wait is None:
+                continue
+            if failure is not None:  # who waits for others hears of it from them, if at all
+                self._advance(task, error=failure)
                 continue
             wake = Wake(store=task.token in stores, timed_out=now >= task.wait.until_ns)
             domain = task.wait.domain

@@ -221,7 +221,10 @@ class SuspendError(_DomainError):
         domain: which domain.
         phase: how far the conversation with the guest had come.
         elapsed: seconds since it began.
+        state_known: False when one call failed after the other: the guest may yet suspend.
     """
+
+    state_known: bool = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ _log = logging.getLogger("xenpm.hooks")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # as run-parts(8) has it: no dots, no tildes, no backups
 _TOLD = ("XENPM_DOMID", "XENPM_DOMAIN", "XENPM_UUID")  # a hook's own, if a hook runs this process
 _TRUSTED_UID = 0
+_WORDS, _RESULT = 200, 20_000  # characters; execve(2) takes 128 KiB in one variable
 _GRACE_NS = 2_000_000_000  # what a program has after SIGTERM, and the kernel after SIGKILL
 
 
@@ -56,7 +57,7 @@ class HookEvent:
         told = {
             "XENPM_EVENT": self.point.value,
             "XENPM_STATE": self.state,
-            "XENPM_RESULT": self.result,
+            "XENPM_RESULT": _shortened(self.result, _RESULT),
         }
         if self.domain is not None:
             told["XENPM_DOMID"] = str(self.domain.domid)
@@ -102,9 +103,13 @@ class HookResult:
             return self.error
         if self.status:
             how = f"status {self.status}" if self.status > 0 else f"signal {-self.status}"
-            said = self.output.strip().rpartition("\n")[2]
+            said = _shortened(self.output.strip().rpartition("\n")[2], _WORDS)
             return f"ended with {how}" + (f", its last words: {said}" if said else "")
         return f"done in {took}"
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def find_hooks(directory: Path = DIRECTORY) -> list[Path]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from . import sleep
-from .actions import Machine
+from .actions import Cancelled, Machine
 from .connection import (
     DEFAULT_BACKEND_TIMEOUT,
     BaseConnection,
@@ -17,7 +17,7 @@ from .connection import (
 )
 from .domain import DEFAULT_LATE_TIMEOUT, BaseDomain, Domain
 from .engine import Task
-from .errors import ConfigError, XenError
+from .errors import ConfigError, HostSuspendError, XenError
 from .events import Observer
 from .heavy import Progress
 from .hooks import Hook, find_hooks
@@ -29,6 +29,8 @@ from .topology import Topology, read_topology
 from .types import DomainEvent, Resumption, Suspension
 
 __all__ = ["BaseHost", "Host"]
+
+_log = logging.getLogger("xenpm.host")
 
 T = TypeVar("T")
 D = TypeVar("D", bound="BaseDomain[Any]")
@@ -44,7 +46,8 @@ class BaseHost(Generic[D]):
         """The hypervisor's release as (major, minor): ``xc_version``."""
         return self._connection.ports.hypervisor.version()
 
-    def _plan(self, rules: Mapping[D, Rule] | None, settings: Settings | None) -> Plan:
+    def _planning(self, rules: Mapping[D, Rule] | None, settings: Settings | None) -> Machine[Plan]:
+        """What makes the plan; its arguments are checked here."""
         chosen = dict(rules or {})
         self._chosen(chosen)
         for rule in chosen.values():
@@ -52,14 +55,15 @@ class BaseHost(Generic[D]):
                 raise TypeError(f"rules must be xenpm.Rule objects, not {type(rule).__name__}")
         by_domid = {domain.domid: rule for domain, rule in chosen.items()}
         settings = read_settings() if settings is None else settings
-        return self._connection.look(make_plan(settings, by_domid))
+        return make_plan(settings, by_domid)
 
-    def _plan_whole(self, rules: Mapping[D, Rule] | None, settings: Settings) -> Plan:
-        """The plan, with a place for what is to be saved."""
-        plan = self._plan(rules, settings)
-        if any(entry.policy is Policy.SAVE for entry in plan.entries):
-            _make_directory(settings.save_directory)
-        return plan
+    def _suspending(
+        self, state: str, rules: Mapping[D, Rule] | None, terms: Terms
+    ) -> Machine[Report]:
+        """What suspends the host; see `sleep.suspend`."""
+        self._connection.check()
+        planning = _with_directory(self._planning(rules, terms.settings), terms.settings)
+        return sleep.suspend(state, planning, terms, self._connection.ports.poller.now_ns)
 
     def _chosen(self, domains: Iterable[D]) -> list[D]:
         """The domains that a caller has named, each once; refuses what is not this host's."""
@@ -159,7 +163,7 @@ class Host(BaseHost[Domain]):
             ConfigError: the settings, or a domain's ``xenpm/policy`` in xenstore, make no sense.
             HypercallError, StoreError, NotPermitted: a call to Xen failed.
         """
-        return self._plan(rules, settings)
+        return self._connection.look(self._planning(rules, settings))
 
     def events(self) -> Iterator[DomainEvent]:
         """What becomes of the domains, from this call on, without end: waits for each event.
@@ -219,6 +223,8 @@ class Host(BaseHost[Domain]):
         Raises:
             HostSuspendError: the machine must not sleep, or has not slept, or somebody did not come
                 back; its ``report`` tells.
+            KeyboardInterrupt, SystemExit, ...: whatever a signal handler has raised; its
+                ``__cause__`` is the `HostSuspendError` that tells what was undone.
             ConfigError: as for `plan`, or a hook could be changed by others than root, or the
                 directory for saved guests cannot be made; nothing was touched.
             JournalError: the journal cannot be written, or another host suspend is under way or was
@@ -293,14 +299,14 @@ class Host(BaseHost[Domain]):
         progress: Callable[[str], None] | None,
     ) -> Report:
         terms = terms_of(settings, hooks, progress)
-        plan = self._plan_whole(rules, terms.settings)
+        machine = self._suspending(state, rules, terms)
         tasks: list[Task[Report]] = []
         try:
-            machine = sleep.suspend(state, plan, terms, self._connection.ports.poller.now_ns)
             return self._transact(machine, tasks)
-        except BaseException:  # also what a signal handler raises at the last moment
+        except BaseException as error:  # also what a signal handler raises at the last moment
             if not state and tasks and tasks[0].succeeded:
                 self._resume(settings, hooks, progress, only_interrupted=False)
+            explain(error, tasks)
             raise
 
     def _resume(
@@ -381,12 +387,30 @@ def terms_of(
     return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
 
 
-def _make_directory(path: Path) -> None:
-    """Make the directory for the files of guests, which are not for everybody to read."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot be made: {error.strerror}", str(path)) from error
+def explain(error: BaseException, tasks: Sequence[Task[Report]]) -> None:
+    """Give an interruption of a host suspend the cause that tells what came of that."""
+    failure = tasks[0].error if tasks else None
+    if isinstance(failure, Cancelled):  # dropped where it was
+        failure = HostSuspendError(
+            "the host suspend was interrupted twice, and left where it was: "
+            "'python -m xenpm host recover' brings back what is down",
+            rolled_back=False,
+        )
+        _log.error("%s", failure)
+    if isinstance(failure, HostSuspendError) and failure is not error:
+        error.__cause__ = failure
+
+
+def _with_directory(planning: Machine[Plan], settings: Settings) -> Machine[Plan]:
+    """The plan, and if guests are to be saved, a directory that not everybody may read."""
+    plan = yield from planning
+    if any(entry.policy is Policy.SAVE for entry in plan.entries):
+        path = settings.save_directory
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot be made: {error.strerror}", str(path)) from error
+    return plan
 
 
 def _nobody(_text: str) -> None:

@@ -85,9 +85,12 @@ class FileJournal:
     @staticmethod
     def _append(path: Path, how: int, entry: dict[str, Any]) -> None:
         line = json.dumps(entry).encode() + b"\n"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
         try:
-            before = os.fstat(fd).st_size
+            size = os.fstat(fd).st_size
+            before = os.pread(fd, size, 0).rfind(b"\n") + 1
+            if before != size:  # a crash has torn the last line
+                os.ftruncate(fd, before)
             if os.write(fd, line) != len(line):
                 os.ftruncate(fd, before)  # or the next line would be a part of this one
                 raise OSError(errno.ENOSPC, "no space is left for a line")

@@ -145,13 +145,19 @@ def _decide(
         ("the configuration", settings.rule(member.domain)),
     ]
     rule = merge(*(each for _, each in sources))
+    driver = str(topology.driver_domain(member.domain.domid))
+    who = next((name for name, each in sources if each.policy is not None), "")
+    if rule.policy is Policy.ABORT:
+        return Policy.ABORT, f"{who} says so", rule
     if member.info.state is not DomainState.RUNNING:
-        return Policy.LEAVE, f"is {member.info.state.value} already", rule
+        already = f"is {member.info.state.value} already"
+        harmed = member.info.state is DomainState.PAUSED and member.owns
+        if harmed and rule.policy in (None, Policy.SUSPEND):
+            return Policy.ABORT, f"{already}; it {driver}, which is not quiesced", rule
+        return Policy.LEAVE, already, rule
     if member.info.runs_xenstore:
         return Policy.LEAVE, "runs xenstored, which the others need", rule
-    driver = str(topology.driver_domain(member.domain.domid))
     if rule.policy not in (None, Policy.SUSPEND):
-        who = next(name for name, each in sources if each.policy is not None)
         if rule.policy is Policy.SAVE and driver:
             return Policy.ABORT, f"cannot be saved, as {who} says, for it {driver}", rule
         return rule.policy, f"{who} says so", rule

@@ -230,7 +230,7 @@ def _places(text: str) -> dict[tuple[str, str], int]:
     """The line of each section (with an empty key) and key: configparser does not keep them."""
     places: dict[tuple[str, str], int] = {}
     section = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         header = _Parser.SECTCRE.match(line.strip())
         if header is not None:
             section = header["header"]

@@ -609,11 +609,13 @@ class _Suspend:
             if self.phase is Phase.ACKNOWLEDGED
             else f" The request may still stand; clear it: xenstore-write {self.path} ''"
         )
-        return self.error(
+        error = self.error(
             SuspendError,
             f"{self.failure}; then {second}; so its state is unknown, and it may yet suspend: "
             f"should it, resume it.{stands}",
         )
+        error.state_known = False
+        return error
 
 
 def suspend(

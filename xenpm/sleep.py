@@ -58,6 +58,7 @@ from .hooks import Hook, HookEvent, HookPoint, HookResult, run_hooks
 from .plan import Plan, PlanEntry
 from .policy import OnFailure, OnHookFailure, Policy, Settings
 from .timeline import HOST, Span, Timeline, columns, printable
+from .topology import Topology, read_topology
 from .types import (
     Device,
     DomainInfo,
@@ -228,7 +229,8 @@ class _Domain:
     down: bool = False  # it is to be brought back
     asked: Policy | None = None  # what is being done with it, or was when a process was killed
     hooked: bool = False  # its hooks have been told that it goes down
-    may_suspend_late: bool = False  # it took the request, so it may suspend as soon as it runs
+    # it took the request, or that could not be taken back: it may suspend as soon as it runs
+    may_suspend_late: bool = False
     connected: tuple[str, ...] = ()  # the backends of its devices that were connected before
     vcpu_ns: dict[int, int] = field(default_factory=dict)  # what its vCPUs had used while down
     since_ns: int = 0  # when it went down, if by this process
@@ -245,6 +247,11 @@ class _Domain:
         self.down = False
         self.report.outcome = Outcome.GONE
         self.report.problems.append(what)
+
+    def lost(self, why: object) -> None:
+        """It could not be brought back, which can be tried again."""
+        self.report.outcome = Outcome.LOST
+        self.report.problems.append(str(why))
 
 
 class _Transaction:
@@ -295,6 +302,13 @@ class _Transaction:
             return False
         return True
 
+    def note_done(self, each: _Domain, event: str) -> Machine[None]:
+        """Add to the journal what need not be done again, should this process be killed."""
+        try:
+            yield JournalAdd({"event": event, "domid": each.report.entry.domain.domid})
+        except JournalError as error:
+            self.report.host_problems.append(str(error))
+
     def stop(self, why: str) -> None:
         """The host is not to sleep."""
         self.stops.append(why)
@@ -312,8 +326,19 @@ class _Transaction:
         until = self.now() + int(self.settings.timeout * _NS)
         yield from self.host_hooks(HookPoint.HOST_PRE)
         began = self.now()
-        waiting = {d: each for d, each in self.domains.items() if each.report.entry.goes_down}
         running: dict[int, Child] = {}
+        try:
+            yield from self.all_down(running, until)
+        except Exception as error:  # whatever it is, the guests come back
+            self.failed(error)
+        for child in running.values():
+            yield Cancel(child)
+        yield from self.all_ended(running.values())
+        self.span(HOST, "suspend", began, "; ".join(self.stops), failed=self.ends)
+
+    def all_down(self, running: dict[int, Child], until: int) -> Machine[None]:
+        """Start one machine for each domain that is to go down, until all have ended."""
+        waiting = {d: each for d, each in self.domains.items() if each.report.entry.goes_down}
         up = set(waiting)
         while (running or waiting) and not self.ends:
             for domid in [d for d, e in waiting.items() if not up & set(e.report.entry.after)]:
@@ -324,10 +349,6 @@ class _Transaction:
             for domid in [d for d, child in running.items() if child.done]:
                 self.ended(running.pop(domid))
                 up.discard(domid)
-        for child in running.values():
-            yield Cancel(child)
-        yield from self.all_ended(running.values())
-        self.span(HOST, "suspend", began, "; ".join(self.stops), failed=self.ends)
 
     def joined(self, children: Collection[Child], until: int) -> Machine[bool]:
         """Wait for one of them; False when time is up or the caller has cancelled."""
@@ -337,20 +358,31 @@ class _Transaction:
             self.cancelled = True
             return False
 
-    def all_ended(self, children: Iterable[Child]) -> Machine[None]:
+    def all_ended(self, children: Iterable[Child], each: _Domain | None = None) -> Machine[None]:
         """Wait for all of them, whatever the caller wants: they have deadlines of their own."""
         for child in children:
             while not child.done:
                 yield from self.joined((child,), self.now() + _LONG_NS)
-            self.ended(child)
+            self.ended(child, each)
 
-    def ended(self, child: Child) -> None:
+    def ended(self, child: Child, each: _Domain | None = None) -> None:
         """One of our machines has ended; it has told what it came to, unless it has a fault."""
         try:
             child.result()
         except Exception as error:  # it must not keep the other guests down
-            _log.exception("a part of a host suspend has failed")
-            self.stop(f"xenpm failed in the middle: {error!r}")
+            self.failed(error, each)
+
+    def failed(self, error: Exception, each: _Domain | None = None) -> None:
+        """Something has failed that nobody has seen to."""
+        _log.error("a part of a host suspend has failed", exc_info=error)
+        known = isinstance(error, CALL_ERRORS)
+        why = str(error) if known else f"xenpm failed in the middle: {error!r}"
+        if each is None:
+            self.stop(why)
+        elif each.down or each.asked:
+            each.lost(why)
+        else:
+            each.report.problems.append(why)
 
     def host_hooks(self, point: HookPoint, result: str = "") -> Machine[None]:
         event = HookEvent(point, self.state, None, result)
@@ -380,6 +412,9 @@ class _Transaction:
 
     def one_down(self, each: _Domain) -> Machine[None]:
         """Suspend or pause one domain; what comes of it is in its report."""
+        domid, how = each.domain.domid, each.report.entry.policy
+        if self.terms.hooks and not (yield from self.note(event="hooked", domid=domid)):
+            return
         each.hooked = True
         event = HookEvent(HookPoint.DOMAIN_PRE, self.state, each.domain)
         try:
@@ -387,7 +422,6 @@ class _Transaction:
                 return
         except Cancelled:
             return
-        domid, how = each.domain.domid, each.report.entry.policy
         if not (yield from self.note(event="asked", domid=domid, how=how.value)):
             return
         each.asked = how
@@ -397,7 +431,8 @@ class _Transaction:
             yield from self.save(each)
         else:
             yield from self.suspend(each)
-        each.asked = None  # what became of it is known
+        if _settled(each.report.error):
+            each.asked = None
 
     def suspend(self, each: _Domain) -> Machine[None]:
         domain, entry, report = each.domain, each.report.entry, each.report
@@ -445,6 +480,9 @@ class _Transaction:
         except (NoSuchDomain, SuspendInterrupted) as error:
             each.missing(str(error))
             self.tell(str(error), logging.WARNING)
+            if each.report.entry.on_failure is OnFailure.UNDO:
+                self.failures[each.domain] = error
+                self.stop(f"{error}; so the host does not sleep")
         except XenError as error:
             yield from self.not_suspended(each, error)
         failure = str(each.report.error or "")
@@ -464,7 +502,7 @@ class _Transaction:
         report = each.report
         report.error, report.outcome = error, Outcome.FAILED
         phase = error.phase if isinstance(error, SuspendError) else Phase.IDLE
-        each.may_suspend_late = phase is Phase.ACKNOWLEDGED
+        each.may_suspend_late = phase is Phase.ACKNOWLEDGED or not _settled(error)
         if isinstance(error, SuspendCancelled):
             if each.may_suspend_late:
                 report.problems.append(error.message)
@@ -473,10 +511,12 @@ class _Transaction:
             self.failures[each.domain] = error
             self.stop(str(error))
             return
-        self.tell(f"{error}; it is paused instead", logging.WARNING)
-        report.problems.append(f"was paused, for it could not be suspended: {error}")
         if (yield from self.note(event="asked", domid=each.domain.domid, how=Policy.PAUSE.value)):
+            self.tell(f"{error}; it is paused instead", logging.WARNING)
+            report.problems.append(f"was paused, for it could not be suspended: {error}")
             yield from self.pause(each)
+        elif each.may_suspend_late:
+            yield from self.watch_late(each)
 
     def pause(self, each: _Domain) -> Machine[None]:
         began = self.now()
@@ -485,6 +525,8 @@ class _Transaction:
             if (yield from look(domain)) is None:
                 each.missing("is gone")
                 return
+            devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
+            each.connected = tuple(d.backend for d in devices if _connected(d))
             yield Pause(domain.domid)
         except CALL_ERRORS as error:
             each.report.error, each.report.outcome = error, Outcome.FAILED
@@ -493,18 +535,35 @@ class _Transaction:
             return
         each.report.outcome, each.down, each.since_ns = Outcome.PAUSED, True, self.now()
         self.span(str(domain), "pause", began)
-        yield from self.note(event="down", domid=domain.domid, connected=())
+        yield from self.note(event="down", domid=domain.domid, connected=each.connected)
         self.tell(f"{domain}: paused")
 
     # -- in between
 
+    def check_newcomers(self) -> Machine[None]:
+        """See whether there are domains of which the plan knows nothing."""
+        known = {(domid, each.domain.handle) for domid, each in self.domains.items()}
+        infos: list[DomainInfo] = yield ListDomains()
+        new = {
+            info.domid
+            for info in infos
+            if info.domid != 0 and not info.dying and (info.domid, info.handle) not in known
+        }
+        if not new:
+            return
+        topology: Topology = yield from read_topology()
+        for member in topology.members:
+            if member.domain.domid not in new:
+                continue
+            who = f"{member.domain} was created meanwhile"
+            if member.owns:
+                what = topology.driver_domain(member.domain.domid)
+                self.stop(f"{who}, and {what}, which is not quiesced")
+            else:
+                self.report.host_problems.append(f"{who}: Xen stops it, and it is not told")
+
     def go_to_sleep(self) -> Machine[None]:
         """Put the machine to sleep, unless the caller has cancelled meanwhile."""
-        for info in (yield ListDomains()):
-            if info.domid != 0 and info.domid not in self.domains:
-                self.report.host_problems.append(
-                    f"domain {info.domid} was created meanwhile: Xen stops it, and it is not told"
-                )
         yield from self.joined((), self.now())  # hears of the signals that have come
         if self.ends or not (yield from self.note(event="sleep")):
             return
@@ -532,61 +591,80 @@ class _Transaction:
             if each.down or each.asked or each.hooked
         }
         running: dict[int, Child] = {}
-        afterwards: list[Child] = []
+        afterwards: list[tuple[Child, _Domain]] = []
         down = set(waiting)
         while running or waiting:
             for domid in [d for d, e in waiting.items() if not down & set(e.report.entry.needs)]:
                 running[domid] = yield Start(self.one_up(waiting.pop(domid)))
             yield from self.joined(running.values(), self.now() + _LONG_NS)
             for domid in [d for d, child in running.items() if child.done]:
-                self.ended(running.pop(domid))
+                self.ended(running.pop(domid), self.domains[domid])
                 down.discard(domid)
                 # beside the others, which need not wait for that
-                afterwards.append((yield Start(self.look_after(self.domains[domid]))))
+                each = self.domains[domid]
+                afterwards.append(((yield Start(self.look_after(each))), each))
         self.span(HOST, "undo" if self.ends else "resume", began, failed=bool(self.lost))
-        yield from self.all_ended(afterwards)
+        for child, each in afterwards:
+            yield from self.all_ended([child], each)
 
     def one_up(self, each: _Domain) -> Machine[None]:
-        """Resume or unpause one domain."""
-        if each.asked and not each.down:
-            yield from self.take_back(each)
-        if not each.down:
+        """Bring one domain back; what cannot be is noted, and can be tried again."""
+        if not each.down and not each.asked:
             return
-        domain, report = each.domain, each.report
-        began = self.now()
-        was = report.outcome
+        report, row = each.report, str(each.domain)
+        began, was = self.now(), Outcome.UNTOUCHED
         if each.since_ns:
-            self.span(str(domain), was.value, each.since_ns)
+            self.span(row, report.outcome.value, each.since_ns)
         try:
-            if was is Outcome.PAUSED:
-                yield from self.unpause(each)
-            elif was is Outcome.SAVED:
-                yield from self.restore(each)
-            else:
-                each.vcpu_ns = yield from self.vcpus(each)
-                yield from self.resume(each)
+            if each.asked and not each.down:
+                yield from self.take_back(each)
+            if each.down:
+                was = report.outcome
+                yield from self.lift(each)
         except NoSuchDomain as error:
             each.missing(str(error))
-        except NotSuspended as error:
-            info = yield from look(domain)
-            if info is not None and info.state in (DomainState.RUNNING, DomainState.PAUSED):
-                report.outcome = Outcome.RUNNING
-                if not each.replayed:
-                    report.problems.append("somebody else has resumed it")
-            else:
-                each.missing(_why(info) if info else str(error))
         except XenError as error:
-            report.outcome = Outcome.LOST
-            report.problems.append(str(error))
-        failed = report.outcome is not Outcome.RUNNING
-        self.span(str(domain), _UP.get(was, "resume"), began, failed=failed)
+            each.lost(error)
+        failed = report.outcome in (Outcome.LOST, Outcome.GONE)
         if failed:
-            self.tell(f"{domain}: {report.problems[-1]}", logging.ERROR)
+            self.tell(f"{each.domain}: {report.problems[-1]}", logging.ERROR)
+        if failed or was is not Outcome.UNTOUCHED:
+            self.span(row, _UP.get(was, "resume"), began, failed=failed)
         if report.outcome is not Outcome.LOST:
-            each.down = False
-            yield from self.note(event="up", domid=domain.domid)
+            each.down, each.asked = False, None
+            yield from self.note_done(each, "up")
+
+    def lift(self, each: _Domain) -> Machine[None]:
+        """Bring back one domain that is down."""
+        try:
+            if each.report.outcome is Outcome.PAUSED:
+                yield from self.unpause(each)
+            elif each.report.outcome is Outcome.SAVED:
+                yield from self.restore(each)
+            else:
+                yield from self.resume(each)
+        except NotSuspended as error:
+            info = yield from look(each.domain)
+            if info is None or info.state not in (DomainState.RUNNING, DomainState.PAUSED):
+                each.missing(_why(info) if info else str(error))
+                return
+            each.report.outcome = Outcome.RUNNING
+            if not each.replayed:
+                each.report.problems.append("somebody else has resumed it")
+
+    def count_vcpus(self, each: _Domain) -> Machine[None]:
+        """What its vCPUs have used is to have grown afterwards; see `check_health`."""
+        was_paused = each.report.outcome is Outcome.PAUSED
+        try:
+            used = yield from self.vcpus(each)
+        except CALL_ERRORS as error:
+            each.report.problems.append(f"whether its vCPUs run again cannot be seen: {error}")
+            return
+        # of one that was paused, those with nothing to do may go on having nothing to do
+        each.vcpu_ns = {n: ns for n, (ns, blocked) in used.items() if not (was_paused and blocked)}
 
     def resume(self, each: _Domain) -> Machine[None]:
+        yield from self.count_vcpus(each)
         done = yield from reinit.resume(each.domain, self.now, _BACKENDS_NS, None, False)
         each.report.outcome, each.report.resumption = Outcome.RUNNING, done
         each.report.problems += done.problems
@@ -615,13 +693,14 @@ class _Transaction:
         if info is None:
             raise NoSuchDomain(f"{domain} is gone")
         if info.paused:
+            yield from self.count_vcpus(each)
             yield Unpause(domain.domid)
             self.tell(f"{domain}: unpaused")
         elif not each.replayed:
             each.report.problems.append("somebody else has unpaused it")
         each.report.outcome = Outcome.RUNNING
         if each.may_suspend_late:
-            yield from self.watch_late(each)
+            yield from self.withdraw(each)
 
     def watch_late(self, each: _Domain) -> Machine[bool]:
         """Resume a guest that has taken a request before, should it suspend now; whether it did."""
@@ -649,18 +728,21 @@ class _Transaction:
             each.down = info.paused
             report.outcome = Outcome.PAUSED if info.paused else Outcome.UNTOUCHED
             return
+        if info.suspended:
+            each.down, report.outcome = True, Outcome.SUSPENDED
+        else:
+            yield from self.withdraw(each)
+
+    def withdraw(self, each: _Domain) -> Machine[None]:
+        """Take the request back, or resume the guest, should it suspend now."""
+        domain = each.domain
         home = f"/local/domain/{domain.domid}"
-        path = f"{home}/control/shutdown"
         try:
-            found = yield Swap(path, (b"suspend",), b"", domain.domid, home)
-            info = yield from look(domain)
-            if info is not None and info.suspended:
-                each.down, report.outcome = True, Outcome.SUSPENDED
-            elif found != b"suspend" and (yield from self.watch_late(each)):
-                report.problems.append("suspended only now, and was resumed at once")
+            found = yield Swap(f"{home}/control/shutdown", (b"suspend",), b"", domain.domid, home)
+            if found != b"suspend" and (yield from self.watch_late(each)):
+                each.report.problems.append("suspended only now, and was resumed at once")
         except XenError as error:
-            report.outcome = Outcome.LOST
-            report.problems.append(f"whether it may yet suspend is unknown: {error}")
+            each.lost(f"whether it may yet suspend is unknown: {error}")
 
     def finish_save(self, each: _Domain) -> Machine[None]:
         """See whether the file of a domain was completed; if not, it runs again."""
@@ -670,9 +752,6 @@ class _Transaction:
             each.missing(str(error))
         except SaveError as error:
             each.report.error = error
-        except XenError as error:
-            each.report.outcome = Outcome.LOST
-            each.report.problems.append(str(error))
         else:
             yield from self.is_saved(each, done)
 
@@ -690,15 +769,17 @@ class _Transaction:
             result = "; ".join(report.problems) or "ok"
             event = HookEvent(HookPoint.DOMAIN_POST, self.state, each.domain, result)
             yield from self.call_hooks(event, str(each.domain), report.hooks)
+            if self.terms.hooks and report.outcome is not Outcome.LOST:
+                yield from self.note_done(each, "told")
 
-    def vcpus(self, each: _Domain) -> Machine[dict[int, int]]:
-        """What each vCPU in use has had of the CPUs, in nanoseconds."""
+    def vcpus(self, each: _Domain) -> Machine[dict[int, tuple[int, bool]]]:
+        """What each vCPU in use has had of the CPUs in nanoseconds, and whether it is blocked."""
         info = yield from look(each.domain)
         found = {}
         for number in range(0 if info is None else info.max_vcpu_id + 1):
             vcpu = yield GetVcpu(each.domain.domid, number)
             if vcpu.online:
-                found[number] = vcpu.cpu_time_ns
+                found[number] = vcpu.cpu_time_ns, vcpu.blocked
         return found
 
     def check_health(self, each: _Domain) -> Machine[None]:
@@ -712,20 +793,24 @@ class _Transaction:
                     each.missing(f"{_why(info)}, after it was brought back")
                     return
                 used = yield from self.vcpus(each)
-                idle = [n for n, before in each.vcpu_ns.items() if used.get(n, 0) <= before]
+                idle = [n for n, ns in each.vcpu_ns.items() if n not in used or used[n][0] <= ns]
                 devices = {d.backend: d for d in (yield from used_by(domain.domid, []))}
                 apart = [
                     path
                     for path in each.connected
                     if path not in devices or not _connected(devices[path])
                 ]
-                if (not idle and not apart) or self.now() >= until:
+                fine = not info.paused and not idle and not apart
+                if fine or self.now() >= until:
                     break
                 yield Wait(domain, min(until, self.now() + _LOOK_AGAIN_NS))
         except CALL_ERRORS as error:
             report.problems.append(f"whether it is well could not be seen: {error}")
             return
-        report.problems += [f"its vCPU {number} does not run" for number in idle]
+        if info.paused:
+            report.problems.append("is paused, by somebody else")
+        else:
+            report.problems += [f"its vCPU {number} does not run" for number in idle]
         report.problems += [
             f"its {devices.get(path, path)} is not connected again" for path in apart
         ]
@@ -734,7 +819,13 @@ class _Transaction:
 
     def bring_back(self) -> Machine[None]:
         """Come up, tell the hooks, and remove the journal unless it is needed for trying again."""
-        yield from self.come_up()
+        try:
+            yield from self.come_up()
+        except Exception as error:  # the journal stays, and with it what is still down
+            self.failed(error)
+        for each in self.domains.values():
+            if (each.down or each.asked) and each.report.outcome is not Outcome.LOST:
+                each.lost("was not brought back")
         result = "; ".join([*self.stops, *self.report.problems]) or "ok"
         yield from self.host_hooks(HookPoint.HOST_POST, result)
         if self.lost:
@@ -754,9 +845,13 @@ class _Transaction:
         if "domid" not in note:
             return
         each = self.domains[note["domid"]]
-        if note["event"] == "asked":
+        if note["event"] == "hooked":
+            each.hooked = True
+        elif note["event"] == "told":
+            each.hooked = False
+        elif note["event"] == "asked":
             each.may_suspend_late = each.asked is Policy.SUSPEND
-            each.asked, each.hooked = Policy(note["how"]), True
+            each.asked = Policy(note["how"])
         elif note["event"] == "down":
             each.down = each.replayed = True
             each.connected = tuple(note["connected"])
@@ -768,12 +863,20 @@ class _Transaction:
             domain, path = each.report.entry.domain, str(self.file_of(each))
             each.report.saving = Saving(domain, path, int(note["size_bytes"]), 0)
         elif note["event"] == "up":
-            each.down, each.asked, each.hooked = False, None, False
+            each.down, each.asked = False, None
             each.report.outcome = Outcome.RUNNING
 
 
 def _connected(device: Device) -> bool:
     return device.frontend_state is device.backend_state is XenbusState.CONNECTED
+
+
+def _settled(error: XenError | None) -> bool:
+    """Whether it is known what became of a domain whose suspension has failed."""
+    if not isinstance(error, SuspendError):
+        return True
+    taken = isinstance(error, SuspendCancelled) and error.phase is Phase.ACKNOWLEDGED
+    return error.state_known and not taken
 
 
 def _why(info: DomainInfo | None) -> str:
@@ -785,28 +888,24 @@ def _why(info: DomainInfo | None) -> str:
     return f"has shut down with reason {name}"
 
 
-def suspend(state: str, plan: Plan, terms: Terms, now: Clock) -> Machine[Report]:
+def suspend(state: str, planning: Machine[Plan], terms: Terms, now: Clock) -> Machine[Report]:
     """Suspend the guests, put the machine to sleep, bring the guests back.
 
     Args:
         state: what is written to ``/sys/power/state``; empty: stop when all guests are down, for
             the caller puts the machine to sleep and has them brought back later.
-        plan: what is to happen to each domain.
+        planning: gives what is to happen to each domain, when nobody else can suspend this host.
         terms: what holds for the whole.
         now: a monotonic clock in nanoseconds.
 
     Raises:
         HostSuspendError: refused by the plan or the kernel, and nothing was touched; or not slept,
-            and all that was down has been brought back, as far as that was possible; or something
-            did not come back.
+            or interrupted, and all that was down has been brought back, as far as that was
+            possible; or something did not come back.
         JournalError: it cannot be written, or another host suspend is under way or was left
             unfinished; nothing was touched.
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
-    directory = terms.settings.save_directory
-    self = _Transaction(state, plan.entries, terms, directory, now)
-    if plan.refusals:
-        raise HostSuspendError("the host must not sleep: " + "; ".join(plan.refusals))
     if state and state not in (offered := (yield GetSleepStates())):
         raise HostSuspendError(
             f"the kernel does not offer the sleep state {state!r} but "
@@ -818,27 +917,31 @@ def suspend(state: str, plan: Plan, terms: Terms, now: Clock) -> Machine[Report]
             "guests are down already, by a host suspend that was interrupted or that waits for "
             "resume-domains: 'python -m xenpm host resume-domains' brings them back"
         )
+    plan = yield from planning
+    if plan.refusals:
+        raise HostSuspendError("the host must not sleep: " + "; ".join(plan.refusals))
+    directory = terms.settings.save_directory
+    self = _Transaction(state, plan.entries, terms, directory, now)
     begin = {"event": "plan", "state": state, "entries": plain(plan.entries)}
     yield JournalBegin({**begin, "save_directory": str(directory)})
     try:
         yield from self.go_down()
+        if not self.ends:
+            yield from self.check_newcomers()
         if not self.ends and not state:
             if (yield from self.note(event="handed over")):
                 return self.report
         elif not self.ends:
             yield from self.go_to_sleep()
     except Exception as error:  # whatever it is, the guests come back
-        _log.exception("going down has failed")
-        self.stop(f"xenpm failed in the middle: {error!r}")
+        self.failed(error)
     yield from self.bring_back()
     if not self.ends and not self.lost:
         return self.report
-    what = "was interrupted before it slept" if self.cancelled else "did not sleep"
-    if self.report.sleep is not None and self.report.sleep.verified:
-        what = "slept"
-    why = list(self.stops) + [f"{each.domain} {each.problems[-1]}" for each in self.lost]
-    if not why:  # cancelled after the sleep, when all was on its way back anyway
-        return self.report
+    slept = self.report.sleep is not None and self.report.sleep.verified
+    what = "slept" if slept else "did not sleep"
+    why = ["it was interrupted"] if self.cancelled else []
+    why += [*self.stops, *(f"{each.domain} {each.problems[-1]}" for each in self.lost)]
     raise HostSuspendError(
         f"the host {what}: {'; '.join(why)}",
         self.failures,
@@ -883,7 +986,7 @@ def resume_domains(terms: Terms, now: Clock, *, only_interrupted: bool) -> Machi
         self = _Transaction(notes[0]["state"], entries, terms, directory, now)
         for note in notes[1:]:
             self.replay(note)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise JournalError(f"the journal makes no sense: {error!r}") from error
     yield from self.bring_back()
     if self.lost:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable
 
 from xenpm import Host, Permission, Settings, XenError
+from xenpm.hooks import Hook
 from xenpm.testing import FakeGuest, FakeXen
 
 
@@ -12,7 +14,9 @@ class Killed(BaseException):
     """SIGKILL: nothing of xenpm runs after it."""
 
 
-def killed(xen: FakeXen, settings: Settings, name: str, nth: int) -> bool:
+def killed(
+    xen: FakeXen, settings: Settings, name: str, nth: int, hooks: Sequence[Hook] = ()
+) -> bool:
     """Run a host suspend and kill it before the nth call of a name; whether it came so far."""
     ports = xen.ports()
     host = Host(ports=ports)
@@ -26,7 +30,7 @@ def killed(xen: FakeXen, settings: Settings, name: str, nth: int) -> bool:
     xen.before(name, kill, nth=nth)
     came_so_far = False
     try:
-        host.suspend(settings=settings)
+        host.suspend(settings=settings, hooks=hooks)
     except Killed:
         came_so_far = True
     xen.stop_failing()

@@ -88,3 +88,12 @@ def test_directory_that_is_gone(tmp_path: Path) -> None:
         journal.begin(PLAN)
     with pytest.raises(xenpm.JournalError, match="cannot be written"):
         journal.add(PLAN)
+
+
+def test_torn_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "journal")
+    journal.begin({"event": "plan"})
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(b'{"event": "ask')
+    journal.add({"event": "up"})
+    assert journal.read() == [{"event": "plan"}, {"event": "up"}]

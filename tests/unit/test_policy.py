@@ -199,3 +199,12 @@ def test_first_said_wins() -> None:
     file = Rule(Policy.ABORT, timeout=4)
     assert merge(call, node, file) == Rule(Policy.LEAVE, OnFailure.UNDO, 4)
     assert merge() == Rule()
+
+
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r"])
+def test_place_after_other_line_ends(separator: str, tmp_path: Path) -> None:
+    """Lines end where configparser and an editor see them end."""
+    path = tmp_path / "xenpm.conf"
+    path.write_bytes(f"[host]\n# a{separator}b\ntimeout = soon\n".encode())
+    with pytest.raises(ConfigError, match=r"xenpm.conf:3: must be seconds"):
+        read_settings(path)

@@ -397,7 +397,7 @@ def test_new_domain_is_told_of(xen: FakeXen, host: xenpm.Host) -> None:
     xen.add_guest("web")
     xen.after(20 * MS, lambda: xen.add_guest("new"))
     assert host.suspend().problems == [
-        "domain 2 was created meanwhile: Xen stops it, and it is not told"
+        "new (domain 2) was created meanwhile: Xen stops it, and it is not told"
     ]
 
 

@@ -47,8 +47,9 @@ class FakeBackend:
 
     @property
     def state(self) -> bytes:
-        """Its own state."""
-        return self.guest.xen.store.nodes[f"{self.path}/state"].value
+        """Its own state; empty once its domain is gone."""
+        node = self.guest.xen.store.nodes.get(f"{self.path}/state")
+        return b"" if node is None else node.value
 
     def frontend_starts(self, guest: FakeGuest) -> None:
         """The frontend connects: this must be able to."""

@@ -247,7 +247,9 @@ class FakeGuest:
             self.corrupted = "told to start over without being given fresh ground"
         elif not cooperative:
             self.over = True
-        elif not self.over and any(backend.state != CONNECTED for backend in self.backends):
+        elif not self.over and any(
+            backend.state not in (CONNECTED, b"") for backend in self.backends
+        ):
             self.corrupted = "told to go on with devices that were closed"
         self.resumptions += 1
         self.shutdown_code = None

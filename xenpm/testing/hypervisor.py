@@ -38,7 +38,9 @@ class FakeHypervisor(Port):
         with self._call("vcpu_info"):
             guest = self._guest("vcpu_info", domid)
             runs = guest.running and not guest.pause_count and vcpu not in guest.stuck_vcpus
-            return VcpuInfo(True, not runs, self._xen.now_ns if runs else SECOND // 2)
+            return VcpuInfo(
+                True, not runs and not guest.pause_count, self._xen.now_ns if runs else SECOND // 2
+            )
 
     def pause(self, domid: int) -> None:
         """Take a domain off the CPUs."""
