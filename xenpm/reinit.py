@@ -524,18 +524,23 @@ class _Reinit:
                 yield Unpause(domid)
         except CALL_ERRORS as error:
             info = yield from self.look()
-            state = "paused; resume it with cooperative=False again" if info.paused else "running"
+            if not info.paused:
+                raise self.note_stands(error) from error
             raise self.error(
-                f"{error}; its reinitialisation is done but for this: it is {state}"
+                f"{error}; its reinitialisation is done but for this: it is paused; resume it with "
+                "cooperative=False again"
             ) from error
         try:
             yield Remove(self.note)
         except CALL_ERRORS as error:
-            raise self.error(
-                f"runs again, but the note of its reinitialisation stands ({error}): "
-                f"xenstore-rm {self.note}"
-            ) from error
+            raise self.note_stands(error) from error
         self.end()
+
+    def note_stands(self, error: CallError) -> ResumeError:
+        return self.error(
+            f"runs again, but the note of its reinitialisation stands ({error}): "
+            f"xenstore-rm {self.note}"
+        )
 
     # -- while the guest runs
 

@@ -566,7 +566,7 @@ def assert_made_up_for(guest: FakeGuest, host: xenpm.Host, domain: xenpm.Domain)
     elif guest.pause_count:
         assert "paused" in str(outcome)
     else:
-        assert "runs again, but the note" in str(outcome) or "it is running" in str(outcome)
+        assert f"xenstore-rm {NOTE}" in str(outcome)
         xen.toolstack.remove(NOTE)
         assert_started_over(guest)
         return
