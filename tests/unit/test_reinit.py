@@ -459,8 +459,10 @@ def test_backend_that_never_closes(xen: FakeXen, host: xenpm.Host) -> None:
     assert_started_over(guest)
 
 
-def test_backend_that_never_ends_its_work(xen: FakeXen, host: xenpm.Host) -> None:
+@pytest.mark.parametrize("close_ms", [1, 1200])  # the deadline finds it closing again
+def test_backend_that_never_ends_its_work(xen: FakeXen, host: xenpm.Host, close_ms: int) -> None:
     guest = suspended(xen)
+    guest.backends[0].close_ns = close_ms * MS
     guest.backends[0].busy_until_ns = xen.now_ns + 3600 * SECOND
     with pytest.raises(xenpm.ResumeError, match=r"still at work for it: vbd 51712 \(in domain 0\)"):
         host.domain("web").resume(cooperative=False, timeout=5)
