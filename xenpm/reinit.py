@@ -87,6 +87,7 @@ _DEVICES, _GROUND, _RUN = "devices", "ground", "run"
 _OURS, _THEIRS = "unpause", "keep-paused"
 
 
+_AT_WORK = "are still at work for it"
 _LOST_ON_THE_WAY = (
     "it is still suspended, and its devices are on the way back to their start, so it can no "
     "longer be resumed cooperatively. When the cause is mended, resume it with cooperative=False "
@@ -305,6 +306,7 @@ class _Reinit:
         self.begin(_DEVICES)
         self.deadline = self.now() + self.timeout_ns
         pause_ns = 50 * _MS
+        again = False
         try:
             yield self.write_note(_DEVICES)
             for device in self.devices:
@@ -317,7 +319,8 @@ class _Reinit:
             raise
         try:
             while busy:
-                yield from self.close(busy)
+                yield from self.close(busy, again=again)
+                again = True
                 yield from self.discard_events()
                 busy = yield from self.not_fresh(busy)
                 if not busy:
@@ -326,7 +329,7 @@ class _Reinit:
                 # lets go of the ring when it is asked to close after that, and tells nobody when.
                 until = self.now() + pause_ns
                 if until >= self.deadline:
-                    raise self.stuck("are still at work for it", busy)
+                    raise self.stuck(_AT_WORK, busy)
                 while self.now() < until:
                     yield from self.wait(until)
                 pause_ns = min(2 * pause_ns, _LONGEST_PAUSE_NS)
@@ -344,19 +347,24 @@ class _Reinit:
                 f"Resume it with cooperative=False, or any way after: xenstore-rm {self.note}"
             ) from error
 
-    def close(self, devices: Iterable[Device]) -> Machine[None]:
+    def close(self, devices: Iterable[Device], *, again: bool) -> Machine[None]:
         """Have backends close, and wait for a frontend again; one that is closed only the latter.
 
         Told to close once more, that one would at times be on its way when the next state comes.
+
+        Args:
+            devices: theirs.
+            again: whether they have done it before, and were still at work after that.
         """
         open_ = [each for each in devices if each.backend_state is not XenbusState.CLOSED]
         for state in (XenbusState.CLOSING, XenbusState.CLOSED):
             for device in open_:
                 yield self.put(f"{device.frontend}/state", b"%d" % state)
-        yield from self.wait_for(open_, XenbusState.CLOSED, "do not close")
+        yield from self.wait_for(open_, XenbusState.CLOSED, _AT_WORK if again else "do not close")
         for device in devices:
             yield self.put(f"{device.frontend}/state", b"%d" % XenbusState.INITIALISING)
-        yield from self.wait_for(devices, XenbusState.INIT_WAIT, "do not open again")
+        problem = _AT_WORK if again else "do not open again"
+        yield from self.wait_for(devices, XenbusState.INIT_WAIT, problem)
 
     def wait_for(
         self, devices: Iterable[Device], state: XenbusState, problem: str
@@ -524,18 +532,23 @@ class _Reinit:
                 yield Unpause(domid)
         except CALL_ERRORS as error:
             info = yield from self.look()
-            state = "paused; resume it with cooperative=False again" if info.paused else "running"
+            if not info.paused:
+                raise self.note_stands(error) from error
             raise self.error(
-                f"{error}; its reinitialisation is done but for this: it is {state}"
+                f"{error}; its reinitialisation is done but for this: it is paused; resume it with "
+                "cooperative=False again"
             ) from error
         try:
             yield Remove(self.note)
         except CALL_ERRORS as error:
-            raise self.error(
-                f"runs again, but the note of its reinitialisation stands ({error}): "
-                f"xenstore-rm {self.note}"
-            ) from error
+            raise self.note_stands(error) from error
         self.end()
+
+    def note_stands(self, error: CallError) -> ResumeError:
+        return self.error(
+            f"runs again, but the note of its reinitialisation stands ({error}): "
+            f"xenstore-rm {self.note}"
+        )
 
     # -- while the guest runs
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import xenpm
 from tests.xen.guest import Guest, run
@@ -22,29 +24,41 @@ from xenpm._ext.xenstore import Xenstore
 SAVED = Path("/root/guests/saved")
 
 
-def cooperative(guest: Guest) -> tuple[float, float]:
-    """Suspend and resume lightly; what each took, in seconds."""
-    return guest.domain.suspend().total_ns / 1e9, guest.domain.resume().total_ns / 1e9
+class Stop(NamedTuple):
+    """What one stopping and letting go took, in seconds."""
+
+    stopped: float
+    let_go: float
+    ran: float = 0
+    """how long it has run already, while its devices were watched"""
+    steps: tuple[xenpm.Step, ...] = ()
 
 
-def starting_over(guest: Guest) -> tuple[float, float]:
-    """The same, and it starts over."""
+def in_place(guest: Guest, *, cooperative: bool) -> Stop:
+    """Suspend and resume lightly."""
     suspension = guest.domain.suspend()
-    return suspension.total_ns / 1e9, guest.domain.resume(cooperative=False).total_ns / 1e9
+    resumption = guest.domain.resume(cooperative=cooperative, timeout=60)
+    assert not resumption.problems, resumption.problems
+    return Stop(
+        suspension.total_ns / 1e9,
+        resumption.total_ns / 1e9,
+        resumption.check_ns / 1e9,
+        resumption.steps,
+    )
 
 
-def save_and_restore(guest: Guest) -> tuple[float, float]:
+def save_and_restore(guest: Guest) -> Stop:
     """To a file and back, with xl."""
     began = time.monotonic()
     run("xl", "save", guest.name, str(SAVED))
     saved = time.monotonic()
     run("xl", "restore", str(SAVED))
-    return saved - began, time.monotonic() - saved
+    return Stop(saved - began, time.monotonic() - saved)
 
 
-WAYS: list[tuple[str, Callable[[Guest], tuple[float, float]], int]] = [
-    ("cooperative", cooperative, 10),
-    ("starting over", starting_over, 10),
+WAYS: list[tuple[str, Callable[[Guest], Stop], int]] = [
+    ("cooperative", partial(in_place, cooperative=True), 10),
+    ("starting over", partial(in_place, cooperative=False), 10),
     ("xl save, xl restore", save_and_restore, 2),
 ]
 
@@ -64,31 +78,40 @@ def main() -> None:
         )
         columns = ("stopped", "let go", "counts again", "disk again", "KiB lost each")
         print(f"{'':22}{'runs':>5}" + "".join(f"{name:>16}" for name in columns))
+        steps: dict[str, list[float]] = {}
         for label, way, runs in WAYS:
             free_kib = guest.free_kib
-            rows = [once(guest, way) for _ in range(runs)]
+            rows = []
+            for _ in range(runs):
+                stop, *again = once(guest, way)
+                rows.append((stop.stopped, stop.let_go, *again))
+                for step in stop.steps:
+                    steps.setdefault(step.name, []).append(step.ns / 1e9)
             lost_kib = (free_kib - guest.free_kib) / runs
-            cells = "".join(
-                f"{f'{statistics.median(each) * 1000:.0f} ({max(each) * 1000:.0f})':>16}"
-                for each in zip(*rows)
-            )
+            cells = "".join(f"{in_ms(each):>16}" for each in zip(*rows))
             print(f"{label:22}{runs:>5}{cells}{lost_kib:>16.0f}", flush=True)
+        print("let go when starting over: " + ", ".join(
+            f"{name} {in_ms(each)}" for name, each in steps.items()
+        ))  # fmt: skip
 
 
-def once(
-    guest: Guest, way: Callable[[Guest], tuple[float, float]]
-) -> tuple[float, float, float, float]:
+def in_ms(seconds: Sequence[float]) -> str:
+    """The median, and the longest."""
+    return f"{statistics.median(seconds) * 1000:.0f} ({max(seconds) * 1000:.0f})"
+
+
+def once(guest: Guest, way: Callable[[Guest], Stop]) -> tuple[Stop, float, float]:
     """What stopping and letting go took, and from there until it counted, and used its disk."""
     count = guest.count
-    stopped, let_go = way(guest)
-    began = time.monotonic()
+    stop = way(guest)
+    began = time.monotonic() - stop.ran
     with suppress(xenpm.NoSuchNode):  # a restored guest has a directory of its own
         count = max(count, guest.count)
     guest.wait_counting(count)
     counted = time.monotonic() - began
     guest.wait("data/io", bool, "it does not tell of its disk")
     guest.wait_working("io", "verified")
-    return stopped, let_go, counted, time.monotonic() - began
+    return stop, counted, time.monotonic() - began
 
 
 if __name__ == "__main__":

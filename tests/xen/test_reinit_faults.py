@@ -177,7 +177,7 @@ def assert_as_told(subject: Guest, error: xenpm.ResumeError) -> None:
     elif "paused" in str(error):
         assert subject.state == "paused"
     else:
-        assert "runs again" in str(error)
+        assert f"xenstore-rm {subject.home}/xenpm/reinit" in str(error)
         assert subject.state == "running"
 
 
