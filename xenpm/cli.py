@@ -1,4 +1,4 @@
-"""The command line: ``python -m xenpm list | suspend | resume | restore | topology | host ...``.
+"""The command line: ``python -m xenpm list | suspend | resume | restore | ...``.
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed, or a configuration is wrong;
 2 wrong usage; 3 no Xen host here, or not root; 4 no such domain, nothing was touched; 130, 143 and
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from . import __version__, config, systemd, terminal
+from . import __version__, completion, config, systemd, terminal
 from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
@@ -40,6 +40,7 @@ from .errors import (
 from .host import Host
 from .policy import Rule, parse_rule
 from .sleep import Report
+from .timeline import printable
 from .types import DomainRef, Resumption, Saving, Suspension, plain
 
 _Tell = Optional[Callable[[str], None]]  #: gets what happens, in words
@@ -160,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         help="also look whether this host can give them their PCI devices (needs root on Xen)",
     )
     configurations.set_defaults(run_without_host=_config)
+
+    completing = verbs.add_parser(
+        "completion", help="print what has a shell complete these commands"
+    )
+    completing.add_argument(
+        "what",
+        choices=["bash", "domains"],
+        help="a script for bash to source; or only the names of the domains, which that asks for",
+    )
+    completing.set_defaults(run_without_host=_completion)
 
     host = verbs.add_parser("host", help="put the whole host to sleep, guests first")
     host_verbs = host.add_subparsers(dest="host_verb", metavar="VERB", required=True)
@@ -360,6 +371,17 @@ def _install_systemd(options: argparse.Namespace) -> int:
         _print(f"{systemd.UNIT} is removed")
     else:
         _print(f"{systemd.UNIT} is not installed: nothing was touched")
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    if options.what == "bash":
+        files = {_path, _picture, Path}
+        _print(completion.bash(_parser(), {_reference}, {_rule}, files).rstrip())
+        return 0
+    with Host() as host:
+        for domain in host.domains():
+            _print(printable(domain.name))
     return 0
 
 
