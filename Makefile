@@ -57,8 +57,9 @@ lint: ext  ## ruff, cython-lint, mypy --strict, stubtest
 	$(BIN)/python -m mypy.stubtest xenpm._ext.xenctrl xenpm._ext.xenstore \
 	    xenpm._ext.xenlight
 
-docs: ext  ## the manual, in docs/_build/html
+docs: ext  ## the manual, in docs/_build/html, and the page for man(1), in docs/_build/man
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b man docs docs/_build/man
 	$(BIN)/sphinx-build -q -W --keep-going -b doctest docs docs/_build/doctest
 
 build: venv  ## sdist and wheel, in dist/

@@ -49,6 +49,9 @@ html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 
+# Named after what is typed, for Xen has a program and a manual page called xenpm.
+man_pages = [("cli", "python-xenpm", "power management of Xen guests", author, 8)]
+
 # The pages about the compiled layer are made from the compiled layer. Without it (XENPM_PURE=1)
 # the rest of the manual is still built.
 MODULES = ("xenctrl", "xenstore", "xenlight")

@@ -1,4 +1,4 @@
-"""The command line: ``python -m xenpm list | suspend | resume | restore | topology | host ...``.
+"""The command line: ``python -m xenpm list | suspend | resume | restore | ...``.
 
 Exit codes: 0 all done; 1 a domain could not be suspended or resumed, or a configuration is wrong;
 2 wrong usage; 3 no Xen host here, or not root; 4 no such domain, nothing was touched; 130, 143 and
@@ -17,13 +17,12 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from . import __version__, config, systemd
+from . import __version__, completion, config, systemd, terminal
 from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
@@ -38,12 +37,13 @@ from .errors import (
     SuspendNotCompleted,
     XenError,
 )
-from .heavy import Progress
 from .host import Host
 from .policy import Rule, parse_rule
 from .sleep import Report
-from .timeline import columns, printable
+from .timeline import printable
 from .types import DomainRef, Resumption, Saving, Suspension, plain
+
+_Tell = Optional[Callable[[str], None]]  #: gets what happens, in words
 
 EXIT_FAILED = 1
 EXIT_NO_HOST = 3
@@ -161,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
         help="also look whether this host can give them their PCI devices (needs root on Xen)",
     )
     configurations.set_defaults(run_without_host=_config)
+
+    completing = verbs.add_parser(
+        "completion", help="print what has a shell complete these commands"
+    )
+    completing.add_argument(
+        "what",
+        choices=["bash", "domains"],
+        help="a script for bash to source; or only the names of the domains, which that asks for",
+    )
+    completing.set_defaults(run_without_host=_completion)
 
     host = verbs.add_parser("host", help="put the whole host to sleep, guests first")
     host_verbs = host.add_subparsers(dest="host_verb", metavar="VERB", required=True)
@@ -346,14 +356,12 @@ def _terminate(signum: int, _frame: object) -> None:
 
 
 def _complain(problem: object, code: int) -> int:
-    sys.stderr.write(f"xenpm: {problem}\n")  # standard error escapes what it cannot show
+    terminal.on(sys.stderr).bad(f"xenpm: {problem}")
     return code
 
 
 def _print(text: str) -> None:
-    """Print also the names that this terminal cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    terminal.Plain(sys.stdout).line(text)
 
 
 def _install_systemd(options: argparse.Namespace) -> int:
@@ -363,6 +371,17 @@ def _install_systemd(options: argparse.Namespace) -> int:
         _print(f"{systemd.UNIT} is removed")
     else:
         _print(f"{systemd.UNIT} is not installed: nothing was touched")
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    if options.what == "bash":
+        files = {_path, _picture, Path}
+        _print(completion.bash(_parser(), {_reference}, {_rule}, files).rstrip())
+        return 0
+    with Host() as host:
+        for domain in host.domains():
+            _print(printable(domain.name))
     return 0
 
 
@@ -394,14 +413,8 @@ def _list(host: Host, options: argparse.Namespace) -> int:
         table.append(
             (str(row["domid"]), row["name"], row["type"], str(row["vcpus"]), memory, row["state"])
         )
-    _table(table, right={0, 3, 4})
+    terminal.on(sys.stdout).table(table, right={0, 3, 4})
     return 0
-
-
-def _table(rows: list[tuple[str, ...]], right: set[int]) -> None:
-    """Print rows as columns; those whose numbers are in `right` are aligned to the right."""
-    for line in columns(rows, right):
-        _print(line)
 
 
 def _topology(host: Host, options: argparse.Namespace) -> int:
@@ -432,15 +445,16 @@ def _suspend(host: Host, options: argparse.Namespace) -> int:
     domains = _chosen(host, options.domains)
     if options.heavy:
         return _save(domains[0], options)
-    outcomes = host.suspend_each(
-        domains, timeout=options.timeout, late_timeout=options.late_timeout
-    )
+    with terminal.on(sys.stderr).story("suspending"):
+        outcomes = host.suspend_each(
+            domains, timeout=options.timeout, late_timeout=options.late_timeout
+        )
     return _report(outcomes, options.json, "suspended")
 
 
 def _save(domain: Domain, options: argparse.Namespace) -> int:
     outcome: Saving | XenError
-    with _meter() as progress:
+    with terminal.on(sys.stderr).meter(f"saving {domain.name}") as progress:
         try:
             outcome = domain.suspend(
                 lightweight=False, path=options.heavy, timeout=options.timeout, progress=progress
@@ -451,7 +465,7 @@ def _save(domain: Domain, options: argparse.Namespace) -> int:
 
 
 def _restore(host: Host, options: argparse.Namespace) -> int:
-    with _meter() as progress:
+    with terminal.on(sys.stderr).meter(f"restoring {options.path}") as progress:
         domain = host.restore(options.path, timeout=options.timeout, progress=progress)
     if options.json:
         _print(json.dumps(plain(domain.ref), indent=2))
@@ -460,31 +474,12 @@ def _restore(host: Host, options: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _meter() -> Iterator[Progress]:
-    """What shows on a terminal how far something is; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-
-    def show(done: int, total: int) -> None:
-        percent = 100 * done // max(1, total)
-        sys.stderr.write(f"\r{percent:3} %  {done >> 20} of {total >> 20} MiB ")
-        sys.stderr.flush()
-
-    try:
-        yield show
-    finally:
-        sys.stderr.write("\r\033[K")  # an empty line
-        sys.stderr.flush()
-
-
 def _resume(host: Host, options: argparse.Namespace) -> int:
-    outcomes = host.resume_each(
-        _chosen(host, options.domains),
-        cooperative=False if options.reinit else None,
-        timeout=options.timeout,
-    )
+    domains = _chosen(host, options.domains)
+    with terminal.on(sys.stderr).story("resuming"):
+        outcomes = host.resume_each(
+            domains, cooperative=False if options.reinit else None, timeout=options.timeout
+        )
     return _report(outcomes, options.json, "resumed")
 
 
@@ -525,7 +520,8 @@ def _report(
         else:
             row = {"ok": True, **outcome.to_dict()}
             if not as_json:
-                _print(f"{domain.ref}: {_done(outcome, done)} in {outcome.total_ns / 1e6:.1f} ms")
+                took = f"in {outcome.total_ns / 1e6:.1f} ms"
+                terminal.on(sys.stdout).good(f"{domain.ref}: {_done(outcome, done)} {took}")
             if isinstance(outcome, Resumption):
                 for problem in outcome.problems:
                     _complain(f"{domain.ref}: {problem}", 0)
@@ -539,30 +535,39 @@ def _rules(host: Host, options: argparse.Namespace) -> dict[Domain, Rule]:
     return {host.domain(reference): rule for reference, rule in options.rule}
 
 
-def _progress(options: argparse.Namespace) -> Callable[[str], None]:
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[_Tell]:
     """Tells on standard error what happens; standard output is for the result."""
-    began = time.monotonic()
     for name in ("xenpm.sleep", "xenpm.hooks"):  # or Python would print their warnings, too
         logging.getLogger(name).addHandler(logging.NullHandler())
+    if options.quiet:
+        yield None
+        return
+    with terminal.on(sys.stderr).story(f"host {options.host_verb}") as tell:
+        yield tell
 
-    def tell(text: str) -> None:
-        if not options.quiet:
-            sys.stderr.write(f"{time.monotonic() - began:8.3f}  {printable(text)}\n")
-            sys.stderr.flush()
 
-    return tell
+def _show_table(rows: list[tuple[str, ...]], remarks: list[str], head: bool) -> None:
+    """Show what a plan or a report says, as its own text does."""
+    shown = terminal.on(sys.stdout)
+    shown.table(rows, head=head)
+    for remark in remarks:
+        shown.line(remark)
 
 
 def _host_plan(host: Host, options: argparse.Namespace) -> int:
     plan = host.plan(rules=_rules(host, options))
-    _print(json.dumps(plan.to_dict(), indent=2) if options.json else str(plan))
+    if options.json:
+        _print(json.dumps(plan.to_dict(), indent=2))
+    else:
+        _show_table(plan.to_rows(), plan.remarks, head=True)
     return EXIT_FAILED if plan.refusals else 0
 
 
 def _host_suspend(host: Host, options: argparse.Namespace) -> int:
     report = _told(
-        lambda: host.suspend(
-            options.state, rules=_rules(host, options), progress=_progress(options)
+        lambda progress: host.suspend(
+            options.state, rules=_rules(host, options), progress=progress
         ),
         options,
     )
@@ -571,7 +576,7 @@ def _host_suspend(host: Host, options: argparse.Namespace) -> int:
 
 def _host_suspend_domains(host: Host, options: argparse.Namespace) -> int:
     report = _told(
-        lambda: host.suspend_domains(rules=_rules(host, options), progress=_progress(options)),
+        lambda progress: host.suspend_domains(rules=_rules(host, options), progress=progress),
         options,
     )
     # 0 also with problems: all guests are down, each as its rule says, and the machine may sleep
@@ -589,9 +594,9 @@ def _host_recover(host: Host, options: argparse.Namespace) -> int:
 def _bring_back(verb: Callable[..., Report | None], options: argparse.Namespace) -> int:
     nothing = False
 
-    def bring_back() -> Report | None:
+    def bring_back(progress: _Tell) -> Report | None:
         nonlocal nothing
-        report = verb(progress=_progress(options))
+        report = verb(progress=progress)
         nothing = report is None
         return report
 
@@ -602,11 +607,12 @@ def _bring_back(verb: Callable[..., Report | None], options: argparse.Namespace)
     return EXIT_FAILED if report is None or report.problems else 0
 
 
-def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Report | None:
+def _told(call: Callable[[_Tell], Report | None], options: argparse.Namespace) -> Report | None:
     """Show the report of a host suspend, also of one that failed; None then."""
     interruption: BaseException | None = None
     try:
-        shown = report = call()
+        with _progress(options) as progress:
+            shown = report = call(progress)
     except HostSuspendError as error:
         shown, report = error.report, None
         _complain(error, EXIT_FAILED)
@@ -616,7 +622,10 @@ def _told(call: Callable[[], Report | None], options: argparse.Namespace) -> Rep
         interruption, shown, report = error, error.__cause__.report, None
         _complain(error.__cause__, EXIT_FAILED)
     if shown is not None:
-        _print(json.dumps(shown.to_dict(), indent=2) if options.json else shown.to_text())
+        if options.json:
+            _print(json.dumps(shown.to_dict(), indent=2))
+        else:
+            _show_table(shown.to_rows(), shown.remarks, head=False)
         try:
             if options.report:
                 options.report.write_text(json.dumps(shown.to_dict(), indent=2))
@@ -688,4 +697,4 @@ def _show(configurations: config.Configurations) -> None:
             table.append((name, each.type.value, answer, why or "-", served or "-", each.source))
         if not named:
             table.append((name, "-", answer, why, "-", "-"))
-    _table(table, right=set())
+    terminal.on(sys.stdout).table(table)

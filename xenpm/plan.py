@@ -63,11 +63,12 @@ class Plan:
         values: dict[str, Any] = plain(self)
         return values
 
-    def __str__(self) -> str:
+    def to_rows(self) -> list[tuple[str, ...]]:
+        """A row of a table for each domain, as they go down; the first row has the titles."""
         step_of = {
             ref.domid: str(number) for number, step in enumerate(self.steps, 1) for ref in step
         }
-        rows = [("STEP", "DOMAIN", "POLICY", "IF IT FAILS", "BECAUSE")]
+        rows: list[tuple[str, ...]] = [("STEP", "DOMAIN", "POLICY", "IF IT FAILS", "BECAUSE")]
         for entry in sorted(
             self.entries, key=lambda e: (int(step_of.get(e.domain.domid, 1 << 16)), e.domain.domid)
         ):
@@ -81,8 +82,15 @@ class Plan:
                     entry.reason,
                 )
             )
-        refusals = (f"the host must not sleep: {refusal}" for refusal in self.refusals)
-        return "\n".join([*columns(rows), *refusals])
+        return rows
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines below the table: each refusal."""
+        return [f"the host must not sleep: {refusal}" for refusal in self.refusals]
+
+    def __str__(self) -> str:
+        return "\n".join([*columns(self.to_rows()), *self.remarks])
 
 
 def make_plan(settings: Settings, rules: Mapping[int, Rule]) -> Machine[Plan]:

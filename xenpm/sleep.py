@@ -184,14 +184,20 @@ class Report:
 
     def to_text(self) -> str:
         """The same for the terminal: a line for each domain, the sleep, then what is wrong."""
-        rows = [
+        return "\n".join([*columns(self.to_rows()), *self.remarks])
+
+    def to_rows(self) -> list[tuple[str, ...]]:
+        """A row of a table for each domain: who, what became of it, its policy, how long."""
+        return [
             (printable(str(each.domain)), each.outcome.value, each.entry.policy.value, _took(each))
             for each in self.domains.values()
         ]
-        lines = columns(rows)
-        if self.sleep is not None:
-            lines.append(_slept(self.sleep))
-        return "\n".join([*lines, *(f"PROBLEM: {printable(each)}" for each in self.problems)])
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines below the table: the sleep, then what is wrong."""
+        slept = [] if self.sleep is None else [_slept(self.sleep)]
+        return [*slept, *(f"PROBLEM: {printable(each)}" for each in self.problems)]
 
 
 def _took(report: DomainReport) -> str:

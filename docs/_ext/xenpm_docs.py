@@ -41,15 +41,15 @@ class _Generated(SphinxDirective):
 
 
 class CommandLine(_Generated):
-    """``.. command-line:: [VERB]``: usage and options, as the argument parser has them."""
+    """``.. command-line:: [VERB [VERB]]``: usage and options, as the argument parser has them."""
 
-    optional_arguments = 1
+    optional_arguments = 2
 
     def lines(self) -> list[str]:  # noqa: D102
         parser = cli._parser()
-        if self.arguments:
+        for verb in self.arguments:
             verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-            parser = verbs.choices[self.arguments[0]]
+            parser = verbs.choices[verb]
         parser.color = False  # Python 3.14 would colour the text in a terminal
         lines = [".. code-block:: text", "", *self._usage(parser), ""]
         for action in sorted(parser._actions, key=lambda action: bool(action.option_strings)):
@@ -170,6 +170,13 @@ def _public_names(
     )
 
 
+def _no_links(app: Sphinx, doctree: nodes.document, _docname: str) -> None:
+    """Leave only the words of references in the page for man(1), which has nowhere to lead to."""
+    if app.builder.name == "man":
+        for reference in list(doctree.findall(nodes.reference)):
+            reference.parent.replace(reference, reference.children)
+
+
 def _check_complete(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of public names that no page documents, and of exceptions without advice."""
     objects = {entry[0] for entry in env.get_domain("py").get_objects()}
@@ -192,5 +199,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", _no_types, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _no_aliases)
     app.connect("missing-reference", _public_names)
+    app.connect("doctree-resolved", _no_links)
     app.connect("env-check-consistency", _check_complete)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from . import cache, carry, image, initramfs, machine, runner, scenes, snapshots
+from . import cache, carry, image, initramfs, machine, runner, scenes, seen, snapshots
 from .cache import LabError, say
 
 IN_DOM0 = f"cd {carry.SOURCE} && export PATH=/opt/xenpm/bin:$PATH PYTHONUNBUFFERED=1"
@@ -63,6 +63,11 @@ def main() -> int:
     )
     check.add_argument("releases", nargs="*", metavar="RELEASE", help="default: all")
 
+    seeing = commands.add_parser(
+        "seen", help="write the manual's table of what passed where, from logs of test runs"
+    )
+    seeing.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="what `test` has printed")
+
     commands.add_parser("doctor", help="what this machine lacks, and which packages bring it")
     commands.add_parser("clean", help="remove all that the lab keeps")
 
@@ -77,7 +82,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, _terminated)
     actions = {
         "build": _build, "test": _test, "try": _test, "run": _run, "shell": _shell, "demo": _demo,
-        "check-install": _check_install, "doctor": _doctor, "clean": _clean,
+        "check-install": _check_install, "seen": _seen, "doctor": _doctor, "clean": _clean,
     }  # fmt: skip
     try:
         return actions[options.command](options)
@@ -121,6 +126,11 @@ def _test(options: argparse.Namespace) -> int:
     failed = len(tally.failures) + len(tally.complaints)
     print(f"{tally.passed} passed, {failed} failed, {tally.skipped} skipped", flush=True)
     return 0 if tally.good else 1
+
+
+def _seen(options: argparse.Namespace) -> int:
+    seen.write_table(options.logs)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

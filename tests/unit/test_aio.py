@@ -7,6 +7,7 @@ import errno
 import gc
 import logging
 import os
+import random
 import signal
 from collections.abc import Coroutine
 from typing import Any
@@ -110,6 +111,53 @@ def test_cancelled_in_each_round_of_the_loop(xen: FakeXen) -> None:
         assert_nothing_left(xen)
         rounds += 1
     assert rounds > 5
+
+
+def test_cancelled_at_a_hundred_random_moments(xen: FakeXen) -> None:
+    """No guest stays suspended, whatever was under way, and no descriptor stays open."""
+    dice = random.Random(1)  # noqa: S311
+    guests = [
+        xen.add_guest(f"g{i}", acknowledge_ns=3 * MS + i * MS, suspend_ns=(20 + 30 * i) * MS)
+        for i in range(4)
+    ]
+
+    async def each(host: aio.Host) -> None:
+        await host.suspend_each(await host.domains())
+
+    async def block(host: aio.Host) -> None:
+        domains = await host.domains()
+        async with domains[0].suspended(), domains[3].suspended():
+            async for _ in host.events():
+                pass
+
+    async def transaction(host: aio.Host) -> None:
+        await host.suspend_domains(settings=SETTINGS)
+
+    async def sleep(host: aio.Host) -> None:
+        await host.suspend(settings=SETTINGS)
+
+    async def main() -> bool:
+        async with aio.Host() as host:
+            task = asyncio.get_running_loop().create_task(dice.choice(verbs)(host))
+            xen.after(dice.randrange(200 * MS), task.cancel)
+            await asyncio.wait([task])
+        return task.cancelled()
+
+    verbs = [each, block, transaction, sleep]
+    descriptors = len(os.listdir("/proc/self/fd"))
+    cancelled = 0
+    for _ in range(100):
+        if asyncio.run(main()):
+            cancelled += 1
+        else:  # all was done before the moment came: put it back for the next
+            with xenpm.Host() as host:
+                host.resume_domains(settings=SETTINGS)
+                host.resume_each([each for each in host.domains() if each.info.suspended])
+        for guest in guests:
+            assert_runs_on(guest)
+    assert cancelled > 60
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert_nothing_left(xen)
 
 
 def test_cancelled_twice_is_watched_on(xen: FakeXen) -> None:

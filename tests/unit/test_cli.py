@@ -282,6 +282,7 @@ def test_a_terminal_sees_how_far_it_is(
     FakeWorker(xen, lasts_ns=4 * SECOND)
     xen.add_guest("web")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
     code, output, complaints = run(capsys, "suspend", "--heavy", str(tmp_path / "a"), "web")
     assert code == 0
     assert "\r 50 %  0 of 0 MiB" in complaints

@@ -1,4 +1,4 @@
-"""The same with four virtual CPUs, each of which has an area of its own with Xen."""
+"""A PVH guest with four virtual CPUs that is started over: each has an area of its own with Xen."""
 
 from __future__ import annotations
 

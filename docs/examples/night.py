@@ -1,0 +1,46 @@
+"""Has the machine sleep, with its guests, until a time of day; its real-time clock wakes it.
+
+    python night.py 06:30
+
+The guests are suspended before and resumed after, in order; see "Sleep of the host" in the
+manual. When the machine does not sleep, all guests run on and the alarm is taken back. An
+alarm that somebody else has set is refused.
+"""
+
+import signal
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import xenpm
+
+ALARM = Path("/sys/class/rtc/rtc0/wakealarm")  # see the kernel's Documentation/admin-guide/rtc.rst
+
+
+def next_time(clock, now):
+    """The next moment at which clocks show this, as "06:30"; at least a minute from now."""
+    hours, minutes = map(int, clock.split(":"))
+    then = now.replace(hour=hours, minute=minutes, second=0, microsecond=0)
+    return then if then - now >= timedelta(minutes=1) else then + timedelta(days=1)
+
+
+def sleep_until(then):
+    """Sleep until that moment, or until somebody wakes the machine earlier; returns the report."""
+    with xenpm.Host() as host:
+        if ALARM.read_text().strip():
+            raise OSError(f"{ALARM} is set already: somebody else wants the machine to wake")
+        ALARM.write_text(f"{then.timestamp():.0f}\n")
+        try:
+            return host.suspend("mem", progress=print)
+        finally:
+            ALARM.write_text("0\n")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        report = sleep_until(next_time(sys.argv[1], datetime.now().astimezone()))
+    except (xenpm.XenError, OSError, ValueError) as error:
+        sys.exit(f"night: {error}")
+    print(report.to_text())
+    sys.exit(1 if report.problems else 0)
