@@ -263,3 +263,50 @@ def test_hook_programs(host: xenpm.Host, guests: list[Guest], tmp_path: Path) ->
     for name in NAMES:
         assert f"domain-pre {name}" in lines
         assert f"domain-post {name}" in lines
+
+
+def test_disk_fills_up_in_the_middle(guests: list[Guest]) -> None:
+    """What cannot be noted is not done: the guests that were down already come back."""
+    run("mount", "-t", "tmpfs", "-o", "size=16k", "none", str(RUN_DIRECTORY))
+
+    def fill(event: xenpm.HookEvent) -> None:
+        if (
+            event.point is xenpm.HookPoint.DOMAIN_PRE
+            and event.domain
+            and event.domain.name == "net"
+        ):
+            head, tail = '{"event": "padding", "of": "', '"}\n'
+            left = -(JOURNAL.stat().st_size + len(head + tail)) % 4096
+            with JOURNAL.open("a") as journal:  # up to the end of a page
+                journal.write(head + "x" * left + tail)
+            run("dd", "if=/dev/zero", f"of={RUN_DIRECTORY}/filler", "bs=4k", check=False)
+
+    try:
+        with all_unharmed(guests), xenpm.Host() as fresh:
+            with pytest.raises(xenpm.HostSuspendError, match="No space left") as caught:
+                fresh.suspend_domains(hooks=[fill])
+            assert caught.value.rolled_back
+            outcomes = {r.domain.name: r.outcome for r in caught.value.report.domains.values()}
+            assert outcomes["disk"] is xenpm.Outcome.RUNNING
+            assert outcomes["net"] is xenpm.Outcome.UNTOUCHED
+    finally:
+        run("umount", str(RUN_DIRECTORY))
+
+
+@pytest.mark.trouble
+def test_guest_that_dies_while_all_are_down(host: xenpm.Host, guests: list[Guest]) -> None:
+    """It is named, all others come back, and nothing is left to recover."""
+    wire = guests.pop(NAMES.index("wire"))
+    try:
+        with all_unharmed(guests):
+            host.suspend_domains()
+            run("xl", "destroy", "wire")
+            report = host.resume_domains()
+            assert report is not None
+            outcomes = {each.domain.name: each.outcome for each in report.domains.values()}
+            assert outcomes.pop("wire") is xenpm.Outcome.GONE
+            assert set(outcomes.values()) == {xenpm.Outcome.RUNNING}
+            assert "wire" in report.to_text()
+            assert any("wire" in each and "gone" in each for each in report.problems)
+    finally:
+        wire.create()
