@@ -42,7 +42,7 @@ napoleon_use_rtype = False
 doctest_global_setup = "import xenpm"
 
 html_theme = "furo"
-html_title = f"xenpm {release}" if release != "unknown" else "xenpm"
+html_title = f"xenpm {release.partition('+')[0]}" if release != "unknown" else "xenpm"
 html_static_path = ["_static"]
 html_css_files = ["xenpm.css"]
 html_show_copyright = False

@@ -167,8 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     completing.add_argument(
         "what",
-        choices=["bash", "domains"],
-        help="a script for bash to source; or only the names of the domains, which that asks for",
+        choices=["bash", "fish", "domains"],
+        help="a script for that shell to source; or only the names of the domains, for scripts",
     )
     completing.set_defaults(run_without_host=_completion)
 
@@ -375,9 +375,10 @@ def _install_systemd(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    if options.what == "bash":
-        files = {_path, _picture, Path}
-        _print(completion.bash(_parser(), {_reference}, {_rule}, files).rstrip())
+    scripts = {"bash": completion.bash, "fish": completion.fish}
+    if options.what in scripts:
+        kinds = completion.Kinds({_reference}, {_rule}, {_path, _picture, Path})
+        _print(scripts[options.what](_parser(), kinds).rstrip())
         return 0
     with Host() as host:
         for domain in host.domains():

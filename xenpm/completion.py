@@ -1,16 +1,16 @@
-"""Completion of the command line in bash, made from the argument parser itself."""
+"""Completion of the command line in bash and fish, made from the argument parser itself."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
-__all__ = ["bash"]
+__all__ = ["Kinds", "bash", "fish"]
 
 # `python` may be completed by somebody else already, who goes on with all but `-m xenpm`.
-_SCRIPT = """\
+_BASH = """\
 # Completion of `python -m xenpm` for bash; made by `python -m xenpm completion bash`.
 
 _xenpm_others=${_xenpm_others-$(complete -p python3 2>/dev/null || complete -p python 2>/dev/null)}
@@ -71,32 +71,64 @@ _xenpm_files() {
 complete -F _xenpm python python3
 """
 
+_FISH = """\
+# Completion of `python -m xenpm` for fish; made by `python -m xenpm completion fish`.
 
-def bash(
-    parser: argparse.ArgumentParser,
-    domains: Collection[Callable[[str], Any]],
-    rules: Collection[Callable[[str], Any]],
-    files: Collection[Callable[[str], Any]],
-) -> str:
-    """The script to be sourced.
+function __xenpm_at --argument-names wanted
+    set -l words (commandline -opc)
+    test (count $words) -ge 3; and test "$words[2] $words[3]" = "-m xenpm"; or return 1
+    set -l verb ""
+    for word in $words[4..]
+        if contains -- $verb/$word @VERBS@
+            set verb $verb/$word
+        end
+    end
+    test "$verb" = "$wanted"
+end
 
-    Args:
-        parser: the whole command line's.
-        domains: the types of arguments that are domains' names.
-        rules: of those that are a domain's name, an equals sign and more.
-        files: of those that are files or directories.
-    """
+function __xenpm_domains --argument-names behind
+    set -l words (commandline -opc)
+    for name in ($words[1] -m xenpm completion domains 2>/dev/null)
+        echo $name"$behind"
+    end
+end
+
+for python in python python3
+@LINES@
+end
+"""
+
+
+class Kinds(NamedTuple):
+    """The types of arguments, as argparse has them, of which something can be completed."""
+
+    domains: Collection[Callable[[str], Any]]  #: domains' names
+    rules: Collection[Callable[[str], Any]]  #: a domain's name, an equals sign and more
+    files: Collection[Callable[[str], Any]]  #: files or directories
+
+    def pick(self, action: argparse.Action, answers: Sequence[str]) -> str:
+        """The answer for a domain, for a rule, for a file, and for what can only be typed."""
+        for kind, answer in zip(self, answers):
+            if action.type in kind:
+                return answer
+        return answers[-1]
+
+
+def bash(parser: argparse.ArgumentParser, kinds: Kinds) -> str:
+    """The script for bash to source, for a whole command line."""
 
     def words_of(action: argparse.Action) -> str:
         if action.choices is not None:
             return f"words={shlex.quote(_lines(action.choices))}"
-        if action.type in domains:
-            return '_xenpm_domains "$cur" ""; return'
-        if action.type in rules:
-            return '_xenpm_domains "$cur" =; return'
-        if action.type in files:
-            return '_xenpm_files "$cur"; return'
-        return "return"  # whatever it is, it can only be typed
+        return kinds.pick(
+            action,
+            [
+                '_xenpm_domains "$cur" ""; return',
+                '_xenpm_domains "$cur" =; return',
+                '_xenpm_files "$cur"; return',
+                "return",
+            ],
+        )
 
     verbs, values, options, arguments = [], [], [], []
     for path, each in _parsers(parser, ""):
@@ -112,10 +144,49 @@ def bash(
         for action in each._actions:
             if not action.option_strings:
                 arguments.append(f"            '{path}') {words_of(action)} ;;")
-    script = _SCRIPT.replace("@VERBS@", "|".join(verbs))
+    script = _BASH.replace("@VERBS@", "|".join(verbs))
     for mark, lines in (("@VALUES@", values), ("@OPTIONS@", options), ("@ARGUMENTS@", arguments)):
         script = script.replace(mark, "\n".join(lines))
     return script
+
+
+def fish(parser: argparse.ArgumentParser, kinds: Kinds) -> str:
+    """The script for fish to source, for a whole command line."""
+    verbs, lines = [], []
+    for path, each in _parsers(parser, ""):
+        if path:
+            verbs.append(path)
+        for action in each._actions:
+            start = f"complete -c $python -n '__xenpm_at \"{path}\"'"
+            names = [
+                f"-l {n[2:]}" if n[:2] == "--" else f"-s {n[1:]}" for n in action.option_strings
+            ]
+            if isinstance(action, argparse._SubParsersAction):
+                for verb in action._choices_actions:
+                    lines.append(f"{start} -f -a {verb.dest} -d {_quoted(verb.help)}")
+                continue
+            takes = kinds.pick(
+                action,
+                ["-x -a '(__xenpm_domains)'", "-x -a '(__xenpm_domains =)'", "-r -F", "-x"],
+            )
+            if action.choices is not None:
+                takes = f"-x -a {_quoted(' '.join(action.choices))}"
+            elif action.nargs == 0:
+                takes = ""
+            if not names:  # -x and -r are for options
+                takes = takes.replace("-x", "-f").replace("-r ", "")
+            text = (action.help or "") % {**vars(action), "prog": parser.prog}
+            lines.append(" ".join([start, *names, takes, "-d", _quoted(text)]))
+    return _FISH.replace("@VERBS@", " ".join(verbs)).replace("@LINES@", _indented(lines))
+
+
+def _quoted(text: str | None) -> str:
+    """As fish quotes: within single quotes a backslash escapes itself and the quote."""
+    return "'" + (text or "").replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def _parsers(

@@ -101,7 +101,10 @@ class Plain:
 
 
 class Rich(Plain):
-    """The same with colours, ruled tables and live progress, by the library rich."""
+    """The same with colours, ruled tables and live progress, by the library rich.
+
+    What moves is drawn by a thread of rich's own, which knows nothing of xenpm.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console

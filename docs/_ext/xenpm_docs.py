@@ -22,6 +22,7 @@ from xenpm import cli
 
 _log = logging.getLogger(__name__)
 _CALL = re.compile(r": (``[^`]+``)\.$")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")  # would become a dash and a word
 _ALIAS = re.compile(r"Alias for field number \d+")
 
 
@@ -76,7 +77,7 @@ class CommandLine(_Generated):
     @staticmethod
     def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
         values: dict[str, Any] = {**vars(action), "prog": parser.prog}
-        text = (action.help or "") % values
+        text = _OPTION.sub(r"``\1``", (action.help or "") % values)
         return text[:1].upper() + text[1:] + "."
 
 

@@ -1,4 +1,4 @@
-"""Completion, asked of a real bash."""
+"""Completion, asked of a real bash and a real fish."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from xenpm import cli
 from xenpm.testing import FakeXen
 
 BASH = shutil.which("bash")
-pytestmark = pytest.mark.skipif(BASH is None, reason="there is no bash here")
+FISH = shutil.which("fish")
+
+
+def made(shell: str, directory: Path) -> Path:
+    path = directory / f"xenpm.{shell}"
+    program = [sys.executable, "-m", "xenpm", "completion", shell]
+    path.write_text(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    return path
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("completion") / "xenpm.bash"
-    made = subprocess.run(
-        [sys.executable, "-m", "xenpm", "completion", "bash"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    path.write_text(made.stdout)
-    return path
+    if BASH is None:
+        pytest.skip("there is no bash here")
+    return made("bash", tmp_path_factory.mktemp("completion"))
 
 
 def complete(script: Path, *words: str, before: str = "") -> list[str]:
@@ -101,3 +102,37 @@ def test_no_name_is_run(script: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert complete(script, "-m", "xenpm", "resume", "n") == ["no\\$\\(touch\\ executed\\)"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(FISH is None, reason="there is no fish here")
+def test_fish(tmp_path: Path) -> None:
+    script = made("fish", tmp_path)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nprintf '%s\\n' web1 'no$(touch executed)'\n")
+    python.chmod(0o755)
+
+    def offered(line: str) -> list[str]:
+        assert FISH is not None
+        command = f"source {shlex.quote(str(script))}; complete -C {shlex.quote(line)}"
+        done = subprocess.run(
+            [FISH, "--no-config", "-c", command],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        )
+        return [each.partition("\t")[0] for each in done.stdout.splitlines()]
+
+    assert offered("python -m xenpm res") == ["restore", "resume"]
+    assert offered("python -m xenpm host pl") == ["plan"]
+    assert offered("python -m xenpm suspend --la") == ["--late-timeout"]
+    assert offered("python -m xenpm host suspend --la") == []
+    assert offered("python -m xenpm resume w") == ["web1"]
+    assert offered("python -m xenpm host plan --rule w") == ["web1="]
+    assert offered("python -m xenpm restore xenpm.f") == ["xenpm.fish"]
+    assert offered("python -m xenpm suspend --timeout x") == []
+    assert offered("python -m json.tool xenpm.f") == ["xenpm.fish"]
+    assert offered("python -m xenpm resume no") == ["no$(touch executed)"]
+    assert not (tmp_path / "executed").exists()
