@@ -454,6 +454,29 @@ class Domain(BaseDomain[Connection]):
         """
         self._unpause()
 
+    def trigger(self, what: str, *, vcpu: int = 0) -> None:
+        """Press its power or sleep button, wake it from its own sleep, or send it an NMI.
+
+        What the guest does then is its own affair: for ``power`` it shuts down, for ``sleep`` it
+        goes to sleep (ACPI S3), when it is made so.  Returns at once, but for ``s3resume``, which
+        waits at most 30 seconds for the device model.  ``xc_domain_send_trigger``; for ``s3resume``
+        QEMU's ``system_wakeup``.
+
+        Args:
+            what: ``power``, ``sleep`` or ``s3resume``, which HVM guests have; or ``nmi``.
+            vcpu: the number of the vCPU that gets the NMI.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong; nothing was touched.
+            NoSuchDomain: it is gone.
+            XenError: it is no HVM guest, does not sleep, somebody else is suspending or resuming
+                it, or its device model did not wake it.
+            HypercallError, NotPermitted: the call failed; nothing was touched.
+        """
+        tasks: list[Task[None]] = []
+        self._connection.transact(self._connection.triggering(self._ref, what, vcpu), tasks)
+        tasks[0].result()
+
 
 def restore(path: PathLike, *, timeout: float | None = None, progress: Progress = None) -> Domain:
     """Make a domain of the file that `Domain.suspend` or ``xl save`` has written, and let it run.
