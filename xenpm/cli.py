@@ -39,7 +39,7 @@ from .errors import (
 )
 from .host import Host
 from .policy import Rule, parse_rule
-from .protocol import S3RESUME, TRIGGERS
+from .protocol import LAST_VCPU, S3RESUME, TRIGGERS
 from .sleep import Report
 from .timeline import printable
 from .types import DomainRef, Resumption, Saving, Suspension, plain
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     triggering.add_argument("domain", metavar="DOMAIN", help="its domid, name or UUID")
     triggering.add_argument("trigger", choices=[*TRIGGERS, S3RESUME])
     triggering.add_argument(
-        "--vcpu", type=int, default=0, help="which vCPU gets an NMI (default: %(default)s)"
+        "--vcpu", type=_vcpu, default=0, help="which vCPU gets an NMI (default: %(default)s)"
     )
     triggering.set_defaults(run=_trigger)
 
@@ -315,6 +315,12 @@ def _timeout(text: str) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return seconds
+
+
+def _vcpu(text: str) -> int:
+    if not text.isdecimal() or int(text) > LAST_VCPU:
+        raise argparse.ArgumentTypeError(f"must be the number of a vCPU, not {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

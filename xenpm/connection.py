@@ -110,7 +110,7 @@ class BaseConnection:
             raise ValueError(f"a trigger is one of {', '.join(known)}, not {what!r}")
         if isinstance(vcpu, bool) or not isinstance(vcpu, int):
             raise TypeError(f"vcpu must be the number of a vCPU, not {type(vcpu).__name__}")
-        if not 0 <= vcpu < 1 << 16:
+        if not 0 <= vcpu <= protocol.LAST_VCPU:
             raise ValueError(f"vcpu must be the number of a vCPU, not {vcpu}")
         return protocol.trigger(domain, what, vcpu, self.ports.poller.now_ns)
 

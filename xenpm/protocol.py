@@ -89,6 +89,7 @@ _LOOK_AGAIN_NS = _NS // 20  # nothing tells when a register of a device changes
 #: ``XEN_DOMCTL_SENDTRIGGER_*`` of public/domctl.h that Xen has
 TRIGGERS = {"power": 3, "sleep": 4, "nmi": 0}
 S3RESUME = "s3resume"
+LAST_VCPU = 8191  # of any domain: HVM_MAX_VCPUS and MAX_VIRT_CPUS of Xen are not above that
 
 _MOST_PORT = 131_071  # EVTCHN_FIFO_NR_CHANNELS of public/event_channel.h, less one
 
