@@ -632,8 +632,6 @@ class _Suspend:
         self.has_suspended((yield from look(self.domain)))  # or raises: time has passed
         if answer.status != model.PAUSED:
             self.ending, self.unstopped = SuspendError, answer
-        elif answer.cancelled:
-            self.ending = SuspendCancelled
 
     def give_up(self, ending: type[SuspendError]) -> Machine[None]:
         """The result is not wanted any more: take the request back, or watch on for a while."""

@@ -36,6 +36,7 @@ class FakeModel:
     broken: set[str] = field(default_factory=set)
     busy: int = 0
     commands: list[str] = field(default_factory=list)
+    client: FakeJob | None = None  # whom it serves; there is one at a time
 
     def take(self, command: str) -> Ending:
         """Do what a command says."""
@@ -68,8 +69,10 @@ class FakeModels(Port):
             elif model.busy:
                 model.busy -= 1
                 job.end(Ending(errno.EAGAIN, "cannot be reached: busy"))
-            elif model.answer_ns is not None:
-                self._xen.after(model.answer_ns, lambda: job.end(model.take(command)))
+            elif model.client is None or model.client.done:
+                model.client = job
+                if model.answer_ns is not None:
+                    self._xen.after(model.answer_ns, lambda: job.end(model.take(command)))
             if job.ending is not None:
                 job.work()
             return job
