@@ -514,9 +514,8 @@ class _Transaction:
             if each.may_suspend_late:
                 report.problems.append(error.message)
             return
-        info = yield from look(each.domain)
-        if info is not None and info.suspended and isinstance(error, ResumeError):
-            # down all the same, and perhaps its device model with it: to be resumed with the others
+        if isinstance(error, ResumeError) and (yield from self.seems_down(each)):
+            # perhaps with its device model: it is to be resumed with the others
             report.outcome, each.down = Outcome.SUSPENDED, True
             yield from self.note(event="down", domid=each.domain.domid, connected=())
         if report.entry.on_failure is OnFailure.UNDO:
@@ -533,6 +532,14 @@ class _Transaction:
             yield from self.pause(each)
         elif each.may_suspend_late:
             yield from self.watch_late(each)
+
+    def seems_down(self, each: _Domain) -> Machine[bool]:
+        """Whether a domain is suspended, as far as that is known; it is looked at again later."""
+        try:
+            info = yield from look(each.domain)
+        except CALL_ERRORS:
+            return True
+        return info is not None and info.suspended
 
     def pause(self, each: _Domain) -> Machine[None]:
         began = self.now()
