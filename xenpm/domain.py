@@ -311,7 +311,8 @@ class Domain(BaseDomain[Connection]):
         """Have the guest suspend itself, its memory staying in place or going to a file.
 
         The guest is asked through xenstore (``control/shutdown``), freezes its processes, suspends
-        its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.
+        its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.  Then the
+        device model of an HVM guest is stopped (QEMU's ``stop``); it has 30 seconds of its own.
 
         A guest that took the request cannot be stopped from suspending.  When it misses the
         deadline, this call watches over it for `late_timeout` more and resumes it if it suspends
@@ -379,7 +380,7 @@ class Domain(BaseDomain[Connection]):
 
         Cooperatively: the guest's suspend hypercall returns 1, "cancelled", and it keeps its event
         channels, grants and connections.  ``xc_domain_resume`` with ``fast=1``, then
-        ``xs_resume_domain``.
+        ``xs_resume_domain``; before them the device model of an HVM guest goes on (``cont``).
 
         By reinitialisation: the hypercall returns 0, and the guest makes its connections anew.
         For that its devices are walked back to their start, its event channels reset, and its
