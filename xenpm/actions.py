@@ -119,6 +119,7 @@ class Join(NamedTuple):
 
     children: tuple[Child, ...]
     until_ns: int
+    domain: DomainRef | None = None  # that is not safe meanwhile
 
 
 class Cancel(NamedTuple):
@@ -149,6 +150,27 @@ class Signal(NamedTuple):
 
     job: Job
     signum: int
+
+
+class LetGo(NamedTuple):
+    """Let go of a job before this machine ends."""
+
+    job: Job
+
+
+class AskModel(NamedTuple):
+    """Give a domain's device model a command, if any, and ask how it is; results in a `Job`."""
+
+    domid: int
+    command: str
+
+
+class SendTrigger(NamedTuple):
+    """Press one of a domain's buttons: ``XEN_DOMCTL_SENDTRIGGER_*``."""
+
+    domid: int
+    trigger: int
+    vcpu: int
 
 
 class JournalRead(NamedTuple):
@@ -294,7 +316,8 @@ class Introduce(NamedTuple):
 
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
-    Start, Join, Cancel, Run, Call, Signal, GetVcpu, GetSleepStates, EnterSleep,
+    Start, Join, Cancel, Run, Call, Signal, LetGo, AskModel, SendTrigger,
+    GetVcpu, GetSleepStates, EnterSleep,
     JournalRead, JournalBegin, JournalAdd, JournalEnd,
     PciConfig, SuspendCancel, NotifySuspend,
     ResumeDomain, ResumeStore, Pause, Unpause, SoftReset, ResetChannels, AllocateChannel, GetRemote,

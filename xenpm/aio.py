@@ -363,6 +363,12 @@ class Domain(BaseDomain[Connection]):
         """Undo one `pause`: see `xenpm.Domain.unpause`."""
         self._unpause()
 
+    async def trigger(self, what: str, *, vcpu: int = 0) -> None:
+        """Press one of its buttons, or wake it from its own sleep: see `xenpm.Domain.trigger`."""
+        machine = self._connection.triggering(self._ref, what, vcpu)
+        (task,) = await self._connection.run([machine])
+        task.result()
+
 
 class Host(BaseHost[Domain]):
     """The Xen host that this process runs on; `xenpm.Host` for asyncio.

@@ -39,6 +39,7 @@ from .errors import (
 )
 from .host import Host
 from .policy import Rule, parse_rule
+from .protocol import LAST_VCPU, S3RESUME, TRIGGERS
 from .sleep import Report
 from .timeline import printable
 from .types import DomainRef, Resumption, Saving, Suspension, plain
@@ -136,6 +137,16 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)g)",
     )
     resume.set_defaults(run=_resume)
+
+    triggering = verbs.add_parser(
+        "trigger", parents=[common], help="press a guest's power or sleep button, or wake it"
+    )
+    triggering.add_argument("domain", metavar="DOMAIN", help="its domid, name or UUID")
+    triggering.add_argument("trigger", choices=[*TRIGGERS, S3RESUME])
+    triggering.add_argument(
+        "--vcpu", type=_vcpu, default=0, help="which vCPU gets an NMI (default: %(default)s)"
+    )
+    triggering.set_defaults(run=_trigger)
 
     topology = verbs.add_parser(
         "topology",
@@ -304,6 +315,12 @@ def _timeout(text: str) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return seconds
+
+
+def _vcpu(text: str) -> int:
+    if not text.isdecimal() or int(text) > LAST_VCPU:
+        raise argparse.ArgumentTypeError(f"must be the number of a vCPU, not {text!r}")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -482,6 +499,16 @@ def _resume(host: Host, options: argparse.Namespace) -> int:
             domains, cooperative=False if options.reinit else None, timeout=options.timeout
         )
     return _report(outcomes, options.json, "resumed")
+
+
+def _trigger(host: Host, options: argparse.Namespace) -> int:
+    domain = host.domain(options.domain)
+    domain.trigger(options.trigger, vcpu=options.vcpu)
+    if options.json:
+        _print(json.dumps(plain(domain.ref), indent=2))
+    else:
+        _print(f"{domain.ref}: {options.trigger} triggered")
+    return 0
 
 
 def _chosen(host: Host, references: list[str]) -> list[Domain]:

@@ -103,6 +103,17 @@ class BaseConnection:
         )
         return heavy.restore(absolute, self.ports.poller.now_ns, until, progress)
 
+    def triggering(self, domain: DomainRef, what: str, vcpu: int) -> Machine[None]:
+        """What presses one of a domain's buttons; see `protocol.trigger`."""
+        known = [*protocol.TRIGGERS, protocol.S3RESUME]
+        if what not in known:
+            raise ValueError(f"a trigger is one of {', '.join(known)}, not {what!r}")
+        if isinstance(vcpu, bool) or not isinstance(vcpu, int):
+            raise TypeError(f"vcpu must be the number of a vCPU, not {type(vcpu).__name__}")
+        if not 0 <= vcpu <= protocol.LAST_VCPU:
+            raise ValueError(f"vcpu must be the number of a vCPU, not {vcpu}")
+        return protocol.trigger(domain, what, vcpu, self.ports.poller.now_ns)
+
     def inverse(self, suspension: Suspension) -> Machine[Resumption]:
         """What undoes a suspension."""
         return protocol.resume(suspension.domain, self.ports.poller.now_ns)

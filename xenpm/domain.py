@@ -311,7 +311,8 @@ class Domain(BaseDomain[Connection]):
         """Have the guest suspend itself, its memory staying in place or going to a file.
 
         The guest is asked through xenstore (``control/shutdown``), freezes its processes, suspends
-        its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.
+        its devices and leaves the scheduler through the hypercall ``SHUTDOWN_suspend``.  Then the
+        device model of an HVM guest is stopped (QEMU's ``stop``); it has 30 seconds of its own.
 
         A guest that took the request cannot be stopped from suspending.  When it misses the
         deadline, this call watches over it for `late_timeout` more and resumes it if it suspends
@@ -379,7 +380,7 @@ class Domain(BaseDomain[Connection]):
 
         Cooperatively: the guest's suspend hypercall returns 1, "cancelled", and it keeps its event
         channels, grants and connections.  ``xc_domain_resume`` with ``fast=1``, then
-        ``xs_resume_domain``.
+        ``xs_resume_domain``; before them the device model of an HVM guest goes on (``cont``).
 
         By reinitialisation: the hypercall returns 0, and the guest makes its connections anew.
         For that its devices are walked back to their start, its event channels reset, and its
@@ -453,6 +454,29 @@ class Domain(BaseDomain[Connection]):
             HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
         """
         self._unpause()
+
+    def trigger(self, what: str, *, vcpu: int = 0) -> None:
+        """Press its power or sleep button, wake it from its own sleep, or send it an NMI.
+
+        What the guest does then is its own affair: for ``power`` it shuts down, for ``sleep`` it
+        goes to sleep (ACPI S3), when it is made so.  Returns at once, but for ``s3resume``, which
+        waits at most 30 seconds for the device model.  ``xc_domain_send_trigger``; for ``s3resume``
+        QEMU's ``system_wakeup``.
+
+        Args:
+            what: ``power``, ``sleep`` or ``s3resume``, which HVM guests have; or ``nmi``.
+            vcpu: the number of the vCPU that gets the NMI.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong; nothing was touched.
+            NoSuchDomain: it is gone.
+            XenError: it is no HVM guest, does not sleep, somebody else is suspending or resuming
+                it, or its device model did not wake it.
+            HypercallError, NotPermitted: the call failed; nothing was touched.
+        """
+        tasks: list[Task[None]] = []
+        self._connection.transact(self._connection.triggering(self._ref, what, vcpu), tasks)
+        tasks[0].result()
 
 
 def restore(path: PathLike, *, timeout: float | None = None, progress: Progress = None) -> Domain:

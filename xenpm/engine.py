@@ -19,6 +19,7 @@ from typing import Any, Callable, Generic, TypeVar, cast
 from .actions import (
     Action,
     AllocateChannel,
+    AskModel,
     Call,
     Cancel,
     Cancelled,
@@ -35,6 +36,7 @@ from .actions import (
     JournalBegin,
     JournalEnd,
     JournalRead,
+    LetGo,
     List,
     ListDomains,
     Lock,
@@ -49,6 +51,7 @@ from .actions import (
     ResumeStore,
     Run,
     SeedGrants,
+    SendTrigger,
     SetParam,
     Signal,
     SoftReset,
@@ -219,6 +222,8 @@ class Engine:
             GetSleepStates: lambda _: ports.power.states(),
             EnterSleep: lambda action: ports.power.sleep(action.state),
             Signal: lambda action: action.job.signal(action.signum),
+            LetGo: lambda action: action.job.close(),
+            SendTrigger: lambda action: ports.hypervisor.send_trigger(*action),
             SuspendCancel: lambda action: ports.kernels.suspend_cancel(action.path),
             NotifySuspend: lambda action: ports.hypervisor.suspend_evtchn_notify(*action),
             ResumeDomain: lambda action: ports.hypervisor.resume(*action),
@@ -241,6 +246,7 @@ class Engine:
             Cancel: lambda _, action: self._cancel(action.child),
             Run: lambda task, action: self._own(task, ports.jobs.run(*action)),
             Call: lambda task, action: self._own(task, ports.jobs.call(action.function)),
+            AskModel: lambda task, action: self._own(task, ports.models.ask(*action)),
         }
 
     @property
@@ -306,10 +312,11 @@ class Engine:
     def drop_all(self) -> None:
         """Drop all machines where they are, and name their guests."""
         for task in list(self._tasks.values()):
-            if task.wait is not None and task.wait.domain is not None:
+            waits = task.wait or task.join
+            if waits is not None and waits.domain is not None:
                 _log.warning(
                     "%s: no longer watched over; it may yet suspend: should it, resume it",
-                    task.wait.domain,
+                    waits.domain,
                 )
             task.machine.close()
             self._finish(task, None, Cancelled())

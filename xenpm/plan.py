@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from .actions import Machine, Read
+from .actions import GetParam, Machine, Read
+from .errors import HypercallError
 from .policy import OnFailure, Policy, Rule, Settings, merge, parse_rule
+from .protocol import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
 from .timeline import columns, printable
 from .topology import Member, Topology, read_topology
 from .types import DomainRef, DomainState, DomainType, plain
@@ -171,14 +173,26 @@ def _decide(
         return rule.policy, f"{who} says so", rule
     cannot = ""
     if member.info.type is DomainType.HVM:
-        cannot = "is an HVM guest, whose device model cannot be stopped with it yet"
-    elif feature == b"0":
+        cannot = yield from _deaf(member.domain.domid)
+    if not cannot and feature == b"0":
         cannot = "its kernel says that it cannot suspend"
     if not cannot:
         return Policy.SUSPEND, f"driver domain: {driver}" if driver else "can suspend itself", rule
     if member.owns:
         return Policy.ABORT, f"{cannot}; it {driver}, which a mere pause would harm", rule
     return Policy.PAUSE, cannot, rule
+
+
+def _deaf(domid: int) -> Machine[str]:
+    """Why an HVM guest hears no request to suspend; empty when it does."""
+    try:
+        if (yield GetParam(domid, HVM_PARAM_ACPI_S_STATE)):
+            return "sleeps by itself (ACPI S3)"
+        if not (yield GetParam(domid, HVM_PARAM_CALLBACK_IRQ)):
+            return "is an HVM guest without PV drivers"
+    except HypercallError as error:  # gone meanwhile
+        return f"is an HVM guest of which nothing is known ({error})"
+    return ""
 
 
 def _on_failure(member: Member, topology: Topology) -> OnFailure:

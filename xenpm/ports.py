@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 __all__ = [
+    "DeviceModels",
     "Hypervisor",
     "Job",
     "Jobs",
@@ -40,6 +41,7 @@ class Hypervisor(Protocol):
     def vcpu_info(self, domid: int, vcpu: int) -> VcpuInfo: ...
     def pause(self, domid: int) -> None: ...
     def unpause(self, domid: int) -> None: ...
+    def send_trigger(self, domid: int, trigger: int, vcpu: int) -> None: ...
     def resume(self, domid: int, cooperative: bool) -> None: ...
     def hvm_param_get(self, domid: int, param: int) -> int: ...
     def hvm_param_set(self, domid: int, param: int, value: int) -> None: ...
@@ -178,6 +180,17 @@ class Jobs(Protocol):
         """Start a function in a thread of its own."""
 
 
+class DeviceModels(Protocol):
+    """The device models of HVM guests."""
+
+    def ask(self, domid: int, command: str) -> Job:
+        """Give a model a command, if any, and ask then how it is.
+
+        The job's result has the state as `output`; or what went wrong as `error`, with an errno as
+        `status`, which is EAGAIN when too many others wait for the model.
+        """
+
+
 class Poller(Protocol):
     """The clock, and waiting."""
 
@@ -219,6 +232,7 @@ class Ports:
     power: Power
     jobs: Jobs
     journal: Journal
+    models: DeviceModels
 
     def close(self) -> None:
         """Close all of them."""

@@ -16,6 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
+from . import model
 from .actions import (
     Cancelled,
     Clock,
@@ -27,6 +28,7 @@ from .actions import (
     Remove,
     ResumeDomain,
     ResumeStore,
+    SendTrigger,
     Swap,
     Wait,
     Wake,
@@ -51,6 +53,7 @@ from .errors import (
     SuspendNotCompleted,
     SuspendNotSupported,
     TransactionConflict,
+    XenError,
 )
 from .pci import conditions, number, pci_devices, problems, settled, shown
 from .types import (
@@ -70,7 +73,9 @@ _log = logging.getLogger("xenpm.protocol")
 
 E = TypeVar("E", bound=SuspendError)
 
-HVM_PARAM_CALLBACK_IRQ = 0  # public/hvm/params.h
+# public/hvm/params.h
+HVM_PARAM_CALLBACK_IRQ = 0
+HVM_PARAM_ACPI_S_STATE = 14
 
 _NS = 1_000_000_000
 #: how long a guest has when nobody says; Linux gives up freezing its processes after 20 s
@@ -80,6 +85,11 @@ DRIVER_TIMEOUT_NS = 60 * _NS
 #: how long the guest's drivers have for bringing passed-through devices back
 _DEVICES_NS = 10 * _NS
 _LOOK_AGAIN_NS = _NS // 20  # nothing tells when a register of a device changes
+
+#: ``XEN_DOMCTL_SENDTRIGGER_*`` of public/domctl.h that Xen has
+TRIGGERS = {"power": 3, "sleep": 4, "nmi": 0}
+S3RESUME = "s3resume"
+LAST_VCPU = 8191  # of any domain: HVM_MAX_VCPUS and MAX_VIRT_CPUS of Xen are not above that
 
 _MOST_PORT = 131_071  # EVTCHN_FIFO_NR_CHANNELS of public/event_channel.h, less one
 
@@ -122,6 +132,24 @@ def started_over(domain: DomainRef, info: DomainInfo) -> Machine[StartingOver]:
     return StartingOver(doing, pause, tuple(filter(None, using)))
 
 
+def _continue_model(domain: DomainRef, now: Clock) -> Machine[int]:
+    """Continue the device model of a suspended guest; how long that took, in nanoseconds."""
+    began = now()
+    answer = yield from model.ask(domain, "cont", now)
+    info = yield from look(domain)  # also because time has passed
+    if info is None:
+        raise NoSuchDomain(f"{domain} is gone")
+    if not info.suspended:
+        raise NotSuspended(domain, f"is not suspended any more but {info.state.value}")
+    if answer.status != model.RUNNING:
+        raise ResumeError(
+            domain,
+            f"is still suspended, for its device model (QEMU) {answer}, and it must not run "
+            "without that. Resume it when the model answers again",
+        )
+    return now() - began
+
+
 def _resume_in_place(domain: DomainRef) -> Machine[None]:
     """Resume a domain that was just seen to be suspended, cooperatively."""
     try:
@@ -148,7 +176,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
     Raises:
         NoSuchDomain: it is gone.
         NotSuspended: it is not suspended; nothing was touched.
-        ResumeError: somebody else is at it, it is an HVM guest, or a call failed.
+        ResumeError: somebody else is at it, its device model does not go on, or a call failed.
     """
     began = now()
     if not (yield Lock(domain.domid)):
@@ -164,18 +192,15 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
             "is in the middle of being started over, and its devices may be closed already: "
             "resume it with cooperative=False",
         )
-    if info.type is DomainType.HVM:
-        raise ResumeError(
-            domain,
-            "is an HVM guest, and its device model may have been stopped with it: "
-            "resume it with the toolstack that has suspended it",
-        )
     if info.type is DomainType.PVH and not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
         raise ResumeError(
             domain,
             "has set up no interrupt for Xen's events, so its hypercall could not be told that it "
             "was cancelled. Nothing was touched; resume it with cooperative=False",
         )
+    model_ns = 0
+    if info.type is DomainType.HVM:
+        model_ns = yield from _continue_model(domain, now)
     yield from _resume_in_place(domain)
     resumed = now()
     check = _Check(domain, now, resumed + _DEVICES_NS)
@@ -191,6 +216,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
         serves=check.serves,
         check_ns=now() - resumed,
         problems=tuple(check.problems),
+        model_ns=model_ns,
     )
 
 
@@ -290,6 +316,9 @@ class _Suspend:
     deadline: int = 0
     pci: tuple[PciCondition, ...] = ()
     serves: tuple[Device, ...] = ()
+    has_model: bool = False
+    model_told: bool = False  # to stop; perhaps it has not
+    unstopped: model.Answer | None = None  # what came of it, if that was not right
     # once the result is not wanted any more: what to raise in the end
     ending: type[SuspendError] | None = None
     failure: Exception | None = None  # the call that failed on the way
@@ -333,12 +362,9 @@ class _Suspend:
                 SuspendInProgress, "another process is suspending or resuming it at this moment"
             )
         info = yield from self.fit()
-        if info.type is DomainType.HVM:
-            raise self.error(
-                SuspendNotSupported,
-                "is an HVM guest, whose device model (QEMU) would run on and may touch its memory; "
-                "a later release will stop that, too. Until then pause the guest, or save it",
-            )
+        self.has_model = info.type is DomainType.HVM
+        if self.has_model:
+            yield from self.check_model()
         self.pci, self.serves = yield from _inspect(self.domain)
         if self.timeout_ns == 0:
             self.timeout_ns = DRIVER_TIMEOUT_NS if self.pci or self.serves else TIMEOUT_NS
@@ -388,6 +414,36 @@ class _Suspend:
             raise self.error(
                 SuspendNotSupported,
                 "has set up no interrupt for Xen's events (yet), so it could not be resumed",
+            )
+
+    def check_model(self) -> Machine[None]:
+        """Refuse an HVM guest that hears no request, and one whose model could not be stopped."""
+        if (yield GetParam(self.domain.domid, HVM_PARAM_ACPI_S_STATE)):
+            raise self.error(
+                SuspendNotSupported,
+                "sleeps by itself (ACPI S3), and hears no request: leave it asleep, or wake it "
+                "first, with trigger('s3resume')",
+            )
+        if not (yield GetParam(self.domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+            raise self.error(
+                SuspendNotSupported,
+                "is an HVM guest without PV drivers (it has set up no interrupt for Xen's events), "
+                "so nothing in it hears a request. Pause it, or save it",
+            )
+        answer = yield from model.ask(self.domain, "", self.now)
+        if answer.cancelled:
+            raise self.error(SuspendCancelled, "its suspension was cancelled; nothing was touched")
+        if answer.error:
+            raise self.error(
+                SuspendError,
+                f"its device model (QEMU) {answer}, and so could not be stopped with it. "
+                "Nothing was touched",
+            )
+        if answer.status != model.RUNNING:
+            raise self.error(
+                SuspendInProgress,
+                f"its device model (QEMU) {answer} while it runs: somebody else is at it, or has "
+                "stopped the model. Nothing was touched",
             )
 
     def request(self) -> Machine[None]:
@@ -529,8 +585,11 @@ class _Suspend:
             raise self.not_by_us()
         self.acknowledge()
         self.phase = Phase.SUSPENDED
+        suspended = self.now()
+        if self.ending is None and self.has_model:
+            yield from self.stop_model()
         if self.ending is None:
-            suspended = self.now()
+            stopped = self.now()
             for each in self.pci:
                 record = json.dumps(plain(each)).encode()
                 yield Write(_record(self.domain, each.address), record, self.home)
@@ -541,8 +600,17 @@ class _Suspend:
                 suspend_ns=suspended - self.acknowledged,
                 pci=self.pci,
                 serves=self.serves,
+                model_ns=stopped - suspended if self.has_model else 0,
             )
+        if self.model_told:
+            yield from _continue_model(self.domain, self.now)
         yield from _resume_in_place(self.domain)
+        if self.unstopped is not None:
+            raise self.error(
+                SuspendError,
+                f"its device model (QEMU) {self.unstopped} when it was told to stop, so it has "
+                "been resumed",
+            )
         if self.ending is SuspendNotCompleted:
             late = self.error(
                 SuspendNotCompleted,
@@ -556,6 +624,14 @@ class _Suspend:
         raise self.error(
             self.ending, f"{self.failure}; it suspended all the same, and has been resumed"
         )
+
+    def stop_model(self) -> Machine[None]:
+        """The guest has suspended: stop its device model.  If that fails, it must not stay so."""
+        self.model_told = True
+        answer = yield from model.ask(self.domain, "stop", self.now)
+        self.has_suspended((yield from look(self.domain)))  # or raises: time has passed
+        if answer.status != model.PAUSED:
+            self.ending, self.unstopped = SuspendError, answer
 
     def give_up(self, ending: type[SuspendError]) -> Machine[None]:
         """The result is not wanted any more: take the request back, or watch on for a while."""
@@ -645,6 +721,41 @@ def suspend(
         HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
     """
     return _Suspend(domain, now, timeout_ns or 0, late_timeout_ns).run()
+
+
+def trigger(domain: DomainRef, what: str, vcpu: int, now: Clock) -> Machine[None]:
+    """Press one of a domain's buttons, or wake it from its own sleep.
+
+    Args:
+        domain: which domain.
+        what: one of `TRIGGERS`, or `S3RESUME`.
+        vcpu: which vCPU gets an NMI.
+        now: a monotonic clock in nanoseconds.
+
+    Raises:
+        NoSuchDomain: it is gone.
+        XenError: it has no such button, does not sleep, somebody else is at it, or its device
+            model did not wake it.
+        HypercallError, NotPermitted: the call failed; nothing was touched.
+    """
+    if not (yield Lock(domain.domid)):
+        raise XenError(f"{domain}: another process is suspending or resuming it at this moment")
+    info = yield from look(domain)
+    if info is None:
+        raise NoSuchDomain(f"{domain} is gone")
+    if what != "nmi" and info.type is not DomainType.HVM:
+        raise XenError(
+            f"{domain}: is a {info.type.name} guest, and only HVM guests have ACPI. "
+            "Nothing was touched"
+        )
+    if what in TRIGGERS:
+        yield SendTrigger(domain.domid, TRIGGERS[what], vcpu)
+        return
+    if not (yield GetParam(domain.domid, HVM_PARAM_ACPI_S_STATE)):
+        raise XenError(f"{domain}: does not sleep (ACPI S3), so there is nothing to wake")
+    answer = yield from model.ask(domain, "system_wakeup", now)
+    if answer.error:
+        raise XenError(f"{domain}: its device model (QEMU) {answer}, and has not woken it")
 
 
 def check_saving(domain: DomainRef) -> Machine[DomainType]:

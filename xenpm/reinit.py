@@ -659,6 +659,8 @@ def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[
             return Support(True, "it is a PV guest; its kernel image does not show its notes")
         note = "has" if can else "has no"
         return Support(can, f"it is a PV guest, whose kernel image {note} note SUSPEND_CANCEL")
+    if info.type is DomainType.HVM and not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+        return Support(True, "it is an HVM guest without PV drivers: it has made no hypercall")
     if not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
         return Support(False, "it has set up no interrupt for Xen's events")
     return Support(True, f"it is a {info.type.name} guest that has set up an interrupt for events")

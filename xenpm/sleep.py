@@ -47,6 +47,7 @@ from .errors import (
     NoSuchDomain,
     NotPermitted,
     NotSuspended,
+    ResumeError,
     SaveError,
     SleepFailed,
     SuspendCancelled,
@@ -86,7 +87,7 @@ _BACKENDS_NS = 30 * _NS  # as `Domain.resume`
 _HEALTH_NS = 10 * _NS  # what a guest has for being as it was
 _LOOK_AGAIN_NS = _NS // 20  # nothing tells when a vCPU has run
 _LONG_NS = 86_400 * _NS  # for waits whose ends have deadlines of their own
-_PARTS = ("request", "acknowledge", "suspend")  # of a suspension
+_PARTS = ("request", "acknowledge", "suspend", "model")  # of a suspension; not all have the last
 _HOST_LOCK = 0  # domain 0 is never suspended by itself: its lock is the host's
 
 
@@ -453,7 +454,7 @@ class _Transaction:
         each.connected = tuple(device.backend for device in devices)
         each.since_ns = self.now()
         parts = ((part, getattr(done, f"{part}_ns")) for part in _PARTS)
-        detail = ", ".join(f"{part} {_ms(ns)}" for part, ns in parts)
+        detail = ", ".join(f"{part} {_ms(ns)}" for part, ns in parts if part != "model" or ns)
         self.span(str(domain), "suspend", began, detail)
         yield from self.note(event="down", domid=domain.domid, connected=each.connected)
         self.tell(f"{domain}: suspended in {_ms(done.total_ns)}")
@@ -513,9 +514,17 @@ class _Transaction:
             if each.may_suspend_late:
                 report.problems.append(error.message)
             return
+        if isinstance(error, ResumeError) and (yield from self.seems_down(each)):
+            # perhaps with its device model: it is to be resumed with the others
+            report.outcome, each.down = Outcome.SUSPENDED, True
+            yield from self.note(event="down", domid=each.domain.domid, connected=())
         if report.entry.on_failure is OnFailure.UNDO:
             self.failures[each.domain] = error
             self.stop(str(error))
+            return
+        if each.down:
+            self.tell(f"{error}; it stays so until the host has slept", logging.WARNING)
+            report.problems.append(f"its suspension has failed: {error}")
             return
         if (yield from self.note(event="asked", domid=each.domain.domid, how=Policy.PAUSE.value)):
             self.tell(f"{error}; it is paused instead", logging.WARNING)
@@ -523,6 +532,14 @@ class _Transaction:
             yield from self.pause(each)
         elif each.may_suspend_late:
             yield from self.watch_late(each)
+
+    def seems_down(self, each: _Domain) -> Machine[bool]:
+        """Whether a domain is suspended, as far as that is known; it is looked at again later."""
+        try:
+            info = yield from look(each.domain)
+        except CALL_ERRORS:
+            return True
+        return info is not None and info.suspended
 
     def pause(self, each: _Domain) -> Machine[None]:
         began = self.now()

@@ -29,6 +29,7 @@ from .jobs import SystemJobs
 from .journal import FileJournal
 from .ports import Hypervisor, Ports
 from .power import SystemPower
+from .qmp import QmpModels
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -289,6 +290,7 @@ def open_ports() -> Ports:
         SystemPower(),
         SystemJobs(),
         FileJournal(RUN_DIRECTORY / "journal"),
+        QmpModels(),
     )
 
 

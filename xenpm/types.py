@@ -279,11 +279,12 @@ class Suspension(Result):
     suspend_ns: int  #: from there until it was seen to have left the scheduler
     pci: tuple[PciCondition, ...] = ()  #: its passed-through devices, as they were before
     serves: tuple[Device, ...] = ()  #: the devices of others that it is the backend of, before
+    model_ns: int = 0  #: from there until its device model was stopped; 0: it has none
 
     @property
     def total_ns(self) -> int:
-        """From the start of the conversation until the domain was suspended."""
-        return self.request_ns + self.acknowledge_ns + self.suspend_ns
+        """From the start of the conversation until the domain was suspended, with its model."""
+        return self.request_ns + self.acknowledge_ns + self.suspend_ns + self.model_ns
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, ready for ``json.dumps``."""
@@ -330,14 +331,15 @@ class Resumption(Result):
     problems: tuple[str, ...] = ()  #: what of its devices is not as it was, in words
     reason: str = ""  #: why this way of resuming was taken
     steps: tuple[Step, ...] = ()  #: what was done, in order; empty for a cooperative resume
+    model_ns: int = 0  #: how much of it continuing its device model took; 0: it has none
 
 
 class Ending(NamedTuple):
-    """How a program or a function beside the engine has ended."""
+    """How a program, a function or a conversation beside the engine has ended."""
 
-    status: int | None  #: a program's exit status, or minus the signal that ended it
+    status: int | None  #: a program's exit status, or minus the signal that ended it; an errno
     error: str = ""  #: what a function raised, or why there is no status, in words
-    output: str = ""  #: the end of what a program has written, both streams together
+    output: str = ""  #: the end of what a program has written, both streams together; an answer
 
 
 @dataclass(frozen=True)

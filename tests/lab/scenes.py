@@ -126,7 +126,8 @@ class Guest:
                 disks.append(drive)
             lines.append(f"disk = {json.dumps(disks)}")
         if self.net_from == "dom0":
-            lines.append(f'vif = ["script={VIF},ip={self.gateway}"]')
+            only = "type=vif," if self.kind == "hvm" else ""  # without an emulated card beside it
+            lines.append(f'vif = ["{only}script={VIF},ip={self.gateway}"]')
         elif self.net_from:
             lines.append(f'vif = ["backend={self.net_from}"]')
         if self.card:
@@ -233,7 +234,8 @@ SCENES = {
         )),
         # the second only where it does not run: the emulated host stops when it touches the card
         Scene("hvm", (
-            Guest("hvm1", "hvm", memory_mib=256, disk_mib=64),
+            Guest("hvm1", "hvm", memory_mib=256, disk_mib=64, net_from="dom0", address="10.9.2.40",
+                  work="io,ping", pace_ms=50),
             Guest("card", "hvm", memory_mib=256, card=True, started=False),
         )),
         Scene("save", (

@@ -114,6 +114,7 @@ int xc_domain_getinfolist(xc_interface *xch, uint32_t first, unsigned int most,
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 DOMAIN_CALL(xc_domain_pause)
 DOMAIN_CALL(xc_domain_unpause)
+DOMAIN_CALL(xc_domain_send_trigger, uint32_t trigger, uint32_t vcpu)
 DOMAIN_CALL(xc_domain_soft_reset)
 DOMAIN_CALL(xc_vcpu_getinfo, uint32_t vcpu, xc_vcpuinfo_t *info)
 DOMAIN_CALL(xc_evtchn_reset)

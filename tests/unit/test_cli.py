@@ -156,6 +156,7 @@ def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
             "suspend_ns": 40 * MS,
             "pci": [],
             "serves": [],
+            "model_ns": 0,
             "total_ns": 41 * MS,
         }
     ]
@@ -173,8 +174,21 @@ def test_suspend_and_resume_json(xen: FakeXen, capsys: Capture) -> None:
             "problems": [],
             "reason": "it is a PVH guest that has set up an interrupt for events",
             "steps": [],
+            "model_ns": 0,
         }
     ]
+
+
+def test_trigger(xen: FakeXen, capsys: Capture) -> None:
+    guest = xen.add_guest("web", type=xenpm.DomainType.HVM)
+    assert run(capsys, "trigger", "web", "power") == (0, "web (domain 1): power triggered\n", "")
+    code, output, _ = run(capsys, "trigger", "--json", "1", "nmi", "--vcpu", "0")
+    assert (code, json.loads(output)["name"]) == (0, "web")
+    assert guest.pressed == [3, 0]
+    code, _, complaint = run(capsys, "trigger", "web", "s3resume")
+    assert (code, "does not sleep" in complaint) == (1, True)
+    code, _, complaint = run(capsys, "trigger", "web", "nmi", "--vcpu", "-1")
+    assert (code, "number of a vCPU" in complaint) == (2, True)
 
 
 def test_some_fail(xen: FakeXen, capsys: Capture) -> None:

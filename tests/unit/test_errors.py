@@ -269,6 +269,7 @@ def test_results_are_plain_values_for_json() -> None:
         "suspend_ns": 3,
         "pci": [],
         "serves": [],
+        "model_ns": 0,
         "total_ns": 6,
     }
     resumption = xenpm.Resumption(
@@ -284,6 +285,7 @@ def test_results_are_plain_values_for_json() -> None:
         "problems": [],
         "reason": "asked for",
         "steps": [{"name": "devices", "ns": 4}],
+        "model_ns": 0,
     }
 
 

@@ -17,6 +17,8 @@ from xenpm.devices import used_by
 from xenpm.hooks import HookEvent, HookPoint
 from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
 from xenpm.testing.devices import CLOSED
+from xenpm.testing.guests import CALLBACK_IRQ
+from xenpm.testing.models import ACPI_S_STATE
 
 from .checks import killed
 
@@ -86,6 +88,8 @@ def test_plan(xen: FakeXen, host: xenpm.Host) -> None:
     net, store, web = drivers(xen)
     deaf = xen.add_guest("deaf", feature_suspend=b"0")
     hvm = xen.add_guest("hvm", type=xenpm.DomainType.HVM)
+    xen.add_guest("bare", type=xenpm.DomainType.HVM, hvm_params={CALLBACK_IRQ: 0})
+    xen.add_guest("asleep", type=xenpm.DomainType.HVM, hvm_params={ACPI_S_STATE: 3})
     paused = xen.add_guest("paused")
     paused.pause()
     plan = host.plan()
@@ -96,16 +100,20 @@ def test_plan(xen: FakeXen, host: xenpm.Host) -> None:
         "store": (Policy.SUSPEND, undo),
         "web": (Policy.SUSPEND, pause),
         "deaf": (Policy.PAUSE, pause),
-        "hvm": (Policy.PAUSE, pause),
+        "hvm": (Policy.SUSPEND, pause),
+        "bare": (Policy.PAUSE, pause),
+        "asleep": (Policy.PAUSE, pause),
         "paused": (Policy.LEAVE, pause),
     }
     assert [[ref.name for ref in step] for step in plan.steps] == [
-        ["web", "deaf", "hvm"], ["store"], ["net"],
+        ["web", "deaf", "hvm", "bare", "asleep"], ["store"], ["net"],
     ]  # fmt: skip
     by_name = {each.domain.name: each for each in plan.entries}
     assert by_name["net"].after == (store.domid, web.domid)
     assert by_name["web"].needs == (net.domid, store.domid)
     assert by_name["paused"].reason == "is paused already"
+    assert by_name["bare"].reason == "is an HVM guest without PV drivers"
+    assert by_name["asleep"].reason == "sleeps by itself (ACPI S3)"
     assert "owns 0000:00:10.0" in by_name["net"].reason
     assert str(plan).splitlines()[1].split()[:4] == ["1", "web", "(domain", "3)"]
     assert not plan.refusals
@@ -140,7 +148,7 @@ def test_stub_domain_shares_its_guests_fate(xen: FakeXen, host: xenpm.Host) -> N
     stub = xen.add_guest("hvm-dm")
     xen.toolstack.write(f"{stub.home}/target", b"%d" % guest.domid)
     first, second = host.plan().entries
-    assert (first.policy, second.policy) == (Policy.PAUSE, Policy.PAUSE)
+    assert (first.policy, second.policy) == (Policy.SUSPEND, Policy.PAUSE)
     assert second.after == (first.domain.domid,)
     rules = {host.domain("hvm"): Rule(Policy.LEAVE)}
     assert host.plan(rules=rules).entries[1].policy is Policy.LEAVE

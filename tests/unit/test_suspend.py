@@ -261,17 +261,6 @@ def test_kernel_that_cannot(xen: FakeXen, host: xenpm.Host) -> None:
     refuses(xen, host, "feature-suspend")
 
 
-def test_hvm(xen: FakeXen, host: xenpm.Host) -> None:
-    """Its device model is not stopped yet; the one that has suspended it resumes it."""
-    guest = xen.add_guest("web", type=DomainType.HVM)
-    refuses(xen, host, r"device model.*later release")
-    guest.suspend()
-    with pytest.raises(xenpm.ResumeError, match=r"HVM guest.*toolstack that has suspended it"):
-        host.domain("web").resume()
-    assert guest.suspended
-    assert guest.resumptions == 0
-
-
 def test_pvh_that_cannot_be_resumed(xen: FakeXen, host: xenpm.Host) -> None:
     """libxc sets the value that its suspend hypercall returns only when it has the interrupt."""
     xen.add_guest("web", hvm_params={CALLBACK_IRQ: 0})

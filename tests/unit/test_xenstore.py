@@ -26,6 +26,7 @@ from xenpm.testing.devices import FakePci
 from xenpm.testing.host import FakeJournal, FakeKernels
 from xenpm.testing.hypervisor import FakeHypervisor
 from xenpm.testing.jobs import FakeJobs
+from xenpm.testing.models import FakeModels
 from xenpm.testing.power import FakePower
 from xenpm.testing.store import RELEASE_DOMAIN
 
@@ -629,6 +630,7 @@ def ports(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Ports:
         FakePower(xen),
         FakeJobs(xen),
         FakeJournal(xen),
+        FakeModels(xen),
     )
 
 

@@ -1,15 +1,18 @@
-"""An HVM guest, which runs with a device model and PV drivers, and is left alone."""
+"""An HVM guest with PV drivers, whose device model stands still while it is suspended."""
 
 from __future__ import annotations
 
+import select
+import sys
 from collections.abc import Callable
 
 import pytest
 
 import xenpm
 from xenpm import config
+from xenpm.qmp import QmpModels
 
-from .guest import Guest, run
+from .guest import DEADLINE, Guest, run
 
 SCENE = "hvm"
 CARD = "0000:00:10.0"
@@ -26,20 +29,70 @@ def test_guest_is_told_from_the_others(guest: GuestOf) -> None:
     assert guest("hvm1").domain.type is xenpm.DomainType.HVM
 
 
-def test_suspend_is_refused_and_guest_unharmed(guest: GuestOf) -> None:
+def model_of(subject: Guest) -> str:
+    """How its device model is, as that says itself."""
+    job = QmpModels().ask(subject.domain.domid, "")
+    while not job.done:
+        assert select.select(job.descriptors, (), (), DEADLINE)[0], "it does not answer"
+        job.work()
+    assert not job.result().error
+    return job.output
+
+
+def cycle(subject: Guest, cycles: int) -> None:
+    """Suspend and resume it at its work, its model standing still meanwhile."""
+    subject.wait("data/io", bool, "its work has not begun")
+    with subject.unharmed():
+        for _ in range(cycles):
+            assert model_of(subject) == "running"
+            suspension = subject.domain.suspend()
+            assert suspension.model_ns > 0
+            assert (subject.state, model_of(subject)) == ("suspended", "paused")
+            assert subject.domain.resume().cooperative
+            assert (subject.state, model_of(subject)) == ("running", "running")
+            report = subject.wait_working("io", "verified")
+            assert report["errors"] == "0"
+            subject.wait_pinging(1)
+
+
+def test_model_stands_still_while_it_is_suspended(guest: GuestOf) -> None:
+    cycle(guest("hvm1"), 3)
+
+
+@pytest.mark.soak
+def test_twenty_cycles_under_io(guest: GuestOf) -> None:
+    cycle(guest("hvm1"), 20)
+
+
+def test_libxl_still_speaks_with_the_model(guest: GuestOf) -> None:
+    """Which serves one client at a time."""
+    subject = guest("hvm1")
+    with subject.unharmed(), subject.domain.suspended():
+        assert model_of(subject) == "paused"
+    run("xl", "pause", "hvm1")
+    run("xl", "unpause", "hvm1")  # which continues the model
+    assert model_of(subject) == "running"
+
+
+def test_process_that_is_killed_leaves_what_can_be_resumed(guest: GuestOf) -> None:
     subject = guest("hvm1")
     with subject.unharmed():
-        request = subject.read("control/shutdown")
-        with pytest.raises(xenpm.SuspendNotSupported, match="device model"):
-            subject.domain.suspend()
-        assert subject.state == "running"
-        assert subject.read("control/shutdown") == request
-
-
-def test_resume_is_refused(guest: GuestOf) -> None:
-    subject = guest("hvm1")
-    with subject.unharmed(), pytest.raises(xenpm.ResumeError):
+        code = "import os, xenpm; xenpm.Domain('hvm1').suspend(); os.kill(os.getpid(), 9)"
+        run(sys.executable, "-c", code, check=False)
+        assert (subject.state, model_of(subject)) == ("suspended", "paused")
         subject.domain.resume()
+        assert model_of(subject) == "running"
+
+
+def test_triggers(guest: GuestOf) -> None:
+    """Nothing in this guest heeds its buttons; an NMI would be the end of some kernels."""
+    subject = guest("hvm1")
+    with subject.unharmed():
+        subject.domain.trigger("sleep")
+        with pytest.raises(xenpm.XenError, match="does not sleep"):
+            subject.domain.trigger("s3resume")
+        with pytest.raises(xenpm.HypercallError):
+            subject.domain.trigger("power", vcpu=99)
 
 
 def test_card_is_seen_in_a_guest_with_a_device_model(host: xenpm.Host) -> None:

@@ -76,6 +76,7 @@ cdef extern from "compat.h" nogil:
     # 0, or -1 and errno
     int xc_domain_pause(xc_interface *xch, uint32_t domid)
     int xc_domain_unpause(xc_interface *xch, uint32_t domid)
+    int xc_domain_send_trigger(xc_interface *xch, uint32_t domid, uint32_t trigger, uint32_t vcpu)
     int xc_domain_shutdown(xc_interface *xch, uint32_t domid, int reason)
     int xc_domain_resume(xc_interface *xch, uint32_t domid, int fast)
     int xc_domain_soft_reset(xc_interface *xch, uint32_t domid)

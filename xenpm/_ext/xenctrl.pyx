@@ -326,6 +326,26 @@ cdef class Xenctrl:
         """Undo one `pause`: ``xc_domain_unpause``."""
         self._call("xc_domain_unpause", xc_domain_unpause, domid)
 
+    def send_trigger(self, domid, trigger, vcpu):
+        """Press one of the domain's buttons: ``xc_domain_send_trigger``.
+
+        Args:
+            domid: which domain.
+            trigger: ``XEN_DOMCTL_SENDTRIGGER_*`` of public/domctl.h.
+            vcpu: which of its vCPUs gets an NMI.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef uint32_t c_trigger = to_uint32(trigger, "trigger")
+        cdef uint32_t c_vcpu = to_uint32(vcpu, "vcpu")
+        cdef int result = 0
+        cdef leavings left
+        self._check()
+        with nogil:
+            if self._begin(&left):
+                result = xc_domain_send_trigger(self._xch, c_domid, c_trigger, c_vcpu)
+                self._end(&left)
+        _done("xc_domain_send_trigger", result, &left)
+
     def shutdown(self, domid, reason):
         """Shut the domain down with a ``SHUTDOWN_*`` reason: ``xc_domain_shutdown``.
 

@@ -22,6 +22,7 @@ from .devices import FakeBackend, FakeCard
 from .guests import FakeGuest
 from .host import FakeXen
 from .jobs import FakeProgram
+from .models import FakeModel
 
 __all__ = [
     "HYPERCALLS",
@@ -31,6 +32,7 @@ __all__ = [
     "FakeBackend",
     "FakeCard",
     "FakeGuest",
+    "FakeModel",
     "FakeProgram",
     "FakeXen",
 ]

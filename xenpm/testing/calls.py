@@ -24,6 +24,7 @@ C_NAMES = {
     "vcpu_info": "xc_vcpu_getinfo",
     "pause": "xc_domain_pause",
     "unpause": "xc_domain_unpause",
+    "send_trigger": "xc_domain_send_trigger",
     "resume": "xc_domain_resume",
     "hvm_param_get": "xc_hvm_param_get",
     "hvm_param_set": "xc_hvm_param_set",

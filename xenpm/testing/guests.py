@@ -11,6 +11,7 @@ from xenpm.types import DomainInfo, DomainType, Permission, ShutdownReason
 
 from .clock import MS, Action
 from .devices import CONNECTED, FakeBackend, FakeCard
+from .models import FakeModel
 from .store import StoreConnection
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class FakeGuest:
         # its history
         self.suspensions = 0
         self.resumptions = 0
+        self.pressed: list[int] = []  # its buttons: XEN_DOMCTL_SENDTRIGGER_*
         self.corrupted = ""  # what was done to it that a guest does not survive
         # its event channels: who is at the other end; None: nobody yet
         self.channels: dict[int, int | None] = {1: 0, 2: 0}
@@ -80,6 +82,7 @@ class FakeGuest:
         self.restarts = 0
         self.stuck_vcpus: set[int] = set()  # that do not run
         # its hardware
+        self.model = FakeModel(self) if type is DomainType.HVM else None
         self.cards: dict[str, FakeCard] = {}
         self.backends: list[FakeBackend] = []
         # its kernel
@@ -247,6 +250,8 @@ class FakeGuest:
             self.corrupted = "told to start over without being given fresh ground"
         elif not cooperative:
             self.over = True
+        elif self.model is not None and self.model.status != "running":
+            self.corrupted = "told to go on without its device model"
         elif not self.over and any(
             backend.state not in (CONNECTED, b"") for backend in self.backends
         ):
@@ -256,6 +261,14 @@ class FakeGuest:
         self._asked = False
         for card in self.cards.values():
             card.wake(self.xen)
+
+    def press(self, trigger: int, vcpu: int) -> None:
+        """XEN_DOMCTL_sendtrigger."""
+        if trigger and self.type is DomainType.PV:
+            raise hypercall_error("xc_domain_send_trigger", errno.EINVAL)
+        if vcpu >= self.vcpus:
+            raise hypercall_error("xc_domain_send_trigger", errno.ESRCH)
+        self.pressed.append(trigger)
 
     def soft_reset(self) -> None:
         """XEN_DOMCTL_soft_reset."""

@@ -18,6 +18,7 @@ from .devices import FakeCard, FakePci
 from .guests import FakeGuest
 from .hypervisor import FakeHypervisor
 from .jobs import FakeJob, FakeJobs, FakeProgram
+from .models import FakeModels
 from .power import FakePower
 from .store import FakeStore, FakeXenstored, StoreConnection
 
@@ -80,6 +81,7 @@ class FakeXen(Calls):
             FakePower(self),
             FakeJobs(self),
             FakeJournal(self),
+            FakeModels(self),
         )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:

@@ -52,6 +52,11 @@ class FakeHypervisor(Port):
         with self._call("unpause"):
             self._guest("unpause", domid).unpause()
 
+    def send_trigger(self, domid: int, trigger: int, vcpu: int) -> None:
+        """Press one of a domain's buttons."""
+        with self._call("send_trigger"):
+            self._guest("send_trigger", domid).press(trigger, vcpu)
+
     def resume(self, domid: int, cooperative: bool) -> None:
         """Let a suspended domain run on."""
         with self._call("resume"):
