@@ -545,8 +545,13 @@ class Host(BaseHost[Domain]):
         now = self._connection.ports.poller.now_ns
         terms = terms_of(settings, hooks, progress)
         machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
-        (task,) = await self._connection.run([machine])
-        return task.result()
+        tasks: list[Task[Report | None]] = []
+        try:
+            await self._connection.run([machine], tasks=tasks)
+        except BaseException as error:
+            explain(error, tasks)
+            raise
+        return tasks[0].result()
 
     async def suspend_each(
         self,

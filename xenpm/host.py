@@ -306,7 +306,8 @@ class Host(BaseHost[Domain]):
         except BaseException as error:  # also what a signal handler raises at the last moment
             if not state and tasks and tasks[0].succeeded:
                 self._resume(settings, hooks, progress, only_interrupted=False)
-            explain(error, tasks)
+            else:
+                explain(error, tasks)
             raise
 
     def _resume(
@@ -320,7 +321,12 @@ class Host(BaseHost[Domain]):
         terms = terms_of(settings, hooks, progress)
         now = self._connection.ports.poller.now_ns
         machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
-        return self._transact(machine, [])
+        tasks: list[Task[Report | None]] = []
+        try:
+            return self._transact(machine, tasks)
+        except BaseException as error:
+            explain(error, tasks)
+            raise
 
     def _transact(self, machine: Machine[T], tasks: list[Task[T]]) -> T:
         self._connection.transact(machine, tasks)
@@ -387,9 +393,11 @@ def terms_of(
     return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
 
 
-def explain(error: BaseException, tasks: Sequence[Task[Report]]) -> None:
+def explain(error: BaseException, tasks: Sequence[Task[Any]]) -> None:
     """Give an interruption of a host suspend the cause that tells what came of that."""
     failure = tasks[0].error if tasks else None
+    if tasks and tasks[0].succeeded and tasks[0].result() is not None:
+        failure = HostSuspendError("interrupted, when all was back", report=tasks[0].result())
     if isinstance(failure, Cancelled):  # dropped where it was
         failure = HostSuspendError(
             "the host suspend was interrupted twice, and left where it was: "

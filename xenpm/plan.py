@@ -15,7 +15,7 @@ from .timeline import columns, printable
 from .topology import Member, Topology, read_topology
 from .types import DomainRef, DomainState, DomainType, plain
 
-__all__ = ["Plan", "PlanEntry", "make_plan"]
+__all__ = ["Plan", "PlanEntry", "decide", "make_plan"]
 
 _DOWN = (Policy.SUSPEND, Policy.PAUSE, Policy.SAVE)
 
@@ -108,11 +108,11 @@ def make_plan(settings: Settings, rules: Mapping[int, Rule]) -> Machine[Plan]:
     topology: Topology = yield from read_topology()
     decided: dict[int, tuple[Policy, str, Rule]] = {}
     for member in topology.members:
-        decided[member.domain.domid] = yield from _decide(member, settings, rules, topology)
+        decided[member.domain.domid] = yield from decide(member, settings, rules, topology)
     for member in topology.members:  # a stub domain shares its guest's fate
         guest = decided.get(-1 if member.stub_for is None else member.stub_for)
         policy, _, rule = decided[member.domain.domid]
-        if guest is not None and policy is not Policy.LEAVE:
+        if guest is not None and policy not in (Policy.LEAVE, Policy.ABORT):
             # with a guest that is saved it is destroyed, and made anew
             fate = Policy.PAUSE if guest[0] in (Policy.SUSPEND, Policy.PAUSE) else Policy.LEAVE
             reason = f"emulates devices for domain {member.stub_for}"
@@ -141,7 +141,7 @@ def make_plan(settings: Settings, rules: Mapping[int, Rule]) -> Machine[Plan]:
     )
 
 
-def _decide(
+def decide(
     member: Member, settings: Settings, rules: Mapping[int, Rule], topology: Topology
 ) -> Machine[tuple[Policy, str, Rule]]:
     """One domain's policy, the reason for it, and what else was said of it."""
@@ -162,7 +162,7 @@ def _decide(
     if member.info.state is not DomainState.RUNNING:
         already = f"is {member.info.state.value} already"
         harmed = member.info.state is DomainState.PAUSED and member.owns
-        if harmed and rule.policy in (None, Policy.SUSPEND):
+        if harmed and rule.policy not in (Policy.PAUSE, Policy.LEAVE):
             return Policy.ABORT, f"{already}; it {driver}, which is not quiesced", rule
         return Policy.LEAVE, already, rule
     if member.info.runs_xenstore:

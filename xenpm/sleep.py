@@ -56,7 +56,7 @@ from .errors import (
     XenError,
 )
 from .hooks import Hook, HookEvent, HookPoint, HookResult, run_hooks
-from .plan import Plan, PlanEntry
+from .plan import Plan, PlanEntry, decide
 from .policy import OnFailure, OnHookFailure, Policy, Settings
 from .timeline import HOST, Span, Timeline, columns, printable
 from .topology import Topology, read_topology
@@ -312,7 +312,8 @@ class _Transaction:
     def note_done(self, each: _Domain, event: str) -> Machine[None]:
         """Add to the journal what need not be done again, should this process be killed."""
         try:
-            yield JournalAdd({"event": event, "domid": each.report.entry.domain.domid})
+            domid, outcome = each.report.entry.domain.domid, each.report.outcome.value
+            yield JournalAdd({"event": event, "domid": domid, "outcome": outcome})
         except JournalError as error:
             self.report.host_problems.append(str(error))
 
@@ -382,7 +383,7 @@ class _Transaction:
     def failed(self, error: Exception, each: _Domain | None = None) -> None:
         """Something has failed that nobody has seen to."""
         _log.error("a part of a host suspend has failed", exc_info=error)
-        known = isinstance(error, CALL_ERRORS)
+        known = isinstance(error, XenError)
         why = str(error) if known else f"xenpm failed in the middle: {error!r}"
         if each is None:
             self.stop(why)
@@ -438,8 +439,8 @@ class _Transaction:
             yield from self.save(each)
         else:
             yield from self.suspend(each)
-        if _settled(each.report.error):
-            each.asked = None
+        if each.down or not each.may_suspend_late:
+            each.asked = None  # else it is looked at again when the others come back
 
     def suspend(self, each: _Domain) -> Machine[None]:
         domain, entry, report = each.domain, each.report.entry, each.report
@@ -485,16 +486,20 @@ class _Transaction:
             devices: tuple[Device, ...] = yield from used_by(each.domain.domid, [])
             return [device for device in devices if _connected(device)], (yield from machine)
         except (NoSuchDomain, SuspendInterrupted) as error:
-            each.missing(str(error))
-            self.tell(str(error), logging.WARNING)
-            if each.report.entry.on_failure is OnFailure.UNDO:
-                self.failures[each.domain] = error
-                self.stop(f"{error}; so the host does not sleep")
+            self.missing(each, error)
         except XenError as error:
             yield from self.not_suspended(each, error)
         failure = str(each.report.error or "")
         self.span(str(each.domain), what, began, failure, failed=True)
         return None
+
+    def missing(self, each: _Domain, error: XenError) -> None:
+        """It is not there any more, and was to go down."""
+        each.missing(_words(error))
+        self.tell(str(error), logging.WARNING)
+        if each.report.entry.on_failure is OnFailure.UNDO:
+            self.failures[each.domain] = error
+            self.stop(f"{error}; so the host does not sleep")
 
     def is_saved(self, each: _Domain, done: Saving) -> Machine[None]:
         each.report.outcome, each.report.saving, each.down = Outcome.SAVED, done, True
@@ -508,11 +513,8 @@ class _Transaction:
         """It could not be suspended: pause it instead, or have all undone."""
         report = each.report
         report.error, report.outcome = error, Outcome.FAILED
-        phase = error.phase if isinstance(error, SuspendError) else Phase.IDLE
-        each.may_suspend_late = phase is Phase.ACKNOWLEDGED or not _settled(error)
+        each.may_suspend_late = not _settled(error)
         if isinstance(error, SuspendCancelled):
-            if each.may_suspend_late:
-                report.problems.append(error.message)
             return
         if isinstance(error, ResumeError) and (yield from self.seems_down(each)):
             # perhaps with its device model: it is to be resumed with the others
@@ -524,14 +526,17 @@ class _Transaction:
             return
         if each.down:
             self.tell(f"{error}; it stays so until the host has slept", logging.WARNING)
-            report.problems.append(f"its suspension has failed: {error}")
+            report.problems.append(f"its suspension has failed: {_words(error)}")
             return
-        if (yield from self.note(event="asked", domid=each.domain.domid, how=Policy.PAUSE.value)):
+        if each.asked is Policy.SAVE and each.may_suspend_late:
+            report.problems.append(f"could perhaps not be saved: {_words(error)}")
+            return
+        pause, late = Policy.PAUSE.value, each.may_suspend_late
+        note = self.note(event="asked", domid=each.domain.domid, how=pause, late=late)
+        if (yield from note):
             self.tell(f"{error}; it is paused instead", logging.WARNING)
-            report.problems.append(f"was paused, for it could not be suspended: {error}")
-            yield from self.pause(each)
-        elif each.may_suspend_late:
-            yield from self.watch_late(each)
+            if (yield from self.pause(each)):
+                report.problems.append(f"was paused, for it could not be suspended: {error}")
 
     def seems_down(self, each: _Domain) -> Machine[bool]:
         """Whether a domain is suspended, as far as that is known; it is looked at again later."""
@@ -541,25 +546,27 @@ class _Transaction:
             return True
         return info is not None and info.suspended
 
-    def pause(self, each: _Domain) -> Machine[None]:
+    def pause(self, each: _Domain) -> Machine[bool]:
+        """Take it off the CPUs; whether that was possible."""
         began = self.now()
         domain = each.domain
         try:
             if (yield from look(domain)) is None:
-                each.missing("is gone")
-                return
+                self.missing(each, NoSuchDomain(f"{domain} is gone"))
+                return False
             devices: tuple[Device, ...] = yield from used_by(domain.domid, [])
             each.connected = tuple(d.backend for d in devices if _connected(d))
             yield Pause(domain.domid)
         except CALL_ERRORS as error:
-            each.report.error, each.report.outcome = error, Outcome.FAILED
+            each.report.error, each.report.outcome = each.report.error or error, Outcome.FAILED
             self.failures[domain] = error
             self.stop(f"{domain} cannot be paused: {error}")
-            return
+            return False
         each.report.outcome, each.down, each.since_ns = Outcome.PAUSED, True, self.now()
         self.span(str(domain), "pause", began)
         yield from self.note(event="down", domid=domain.domid, connected=each.connected)
         self.tell(f"{domain}: paused")
+        return True
 
     # -- in between
 
@@ -579,7 +586,10 @@ class _Transaction:
             if member.domain.domid not in new:
                 continue
             who = f"{member.domain} was created meanwhile"
-            if member.owns:
+            policy, reason, _ = yield from decide(member, self.settings, {}, topology)
+            if policy is Policy.ABORT:
+                self.stop(f"{who}: {reason}")
+            elif member.owns and policy not in (Policy.PAUSE, Policy.LEAVE):
                 what = topology.driver_domain(member.domain.domid)
                 self.stop(f"{who}, and {what}, which is not quiesced")
             else:
@@ -645,9 +655,9 @@ class _Transaction:
                 was = report.outcome
                 yield from self.lift(each)
         except NoSuchDomain as error:
-            each.missing(str(error))
+            each.missing(_words(error))
         except XenError as error:
-            each.lost(error)
+            each.lost(_words(error))
         failed = report.outcome in (Outcome.LOST, Outcome.GONE)
         if failed:
             self.tell(f"{each.domain}: {report.problems[-1]}", logging.ERROR)
@@ -747,7 +757,7 @@ class _Transaction:
         if info is None:
             each.missing("is gone")
             return
-        if each.asked is Policy.PAUSE:
+        if each.asked is Policy.PAUSE and (info.paused or not each.may_suspend_late):
             each.down = info.paused
             report.outcome = Outcome.PAUSED if info.paused else Outcome.UNTOUCHED
             return
@@ -762,17 +772,23 @@ class _Transaction:
         home = f"/local/domain/{domain.domid}"
         try:
             found = yield Swap(f"{home}/control/shutdown", (b"suspend",), b"", domain.domid, home)
-            if found != b"suspend" and (yield from self.watch_late(each)):
+            if found == b"suspend":
+                return
+            if (yield from self.watch_late(each)):
                 each.report.problems.append("suspended only now, and was resumed at once")
+            elif each.may_suspend_late:
+                each.report.problems.append(
+                    "took the request to suspend, and still runs: should it suspend yet, resume it"
+                )
         except XenError as error:
-            each.lost(f"whether it may yet suspend is unknown: {error}")
+            each.lost(f"whether it may yet suspend is unknown: {_words(error)}")
 
     def finish_save(self, each: _Domain) -> Machine[None]:
         """See whether the file of a domain was completed; if not, it runs again."""
         try:
             done = yield from heavy.finish_save(each.domain, self.file_of(each), self.now)
         except NoSuchDomain as error:
-            each.missing(str(error))
+            each.missing(_words(error))
         except SaveError as error:
             each.report.error = error
         else:
@@ -873,7 +889,7 @@ class _Transaction:
         elif note["event"] == "told":
             each.hooked = False
         elif note["event"] == "asked":
-            each.may_suspend_late = each.asked is Policy.SUSPEND
+            each.may_suspend_late = bool(note.get("late"))
             each.asked = Policy(note["how"])
         elif note["event"] == "down":
             each.down = each.replayed = True
@@ -887,7 +903,9 @@ class _Transaction:
             each.report.saving = Saving(domain, path, int(note["size_bytes"]), 0)
         elif note["event"] == "up":
             each.down, each.asked = False, None
-            each.report.outcome = Outcome.RUNNING
+            each.report.outcome = Outcome(note["outcome"])
+            if each.report.outcome is Outcome.GONE:
+                each.report.problems.append("was gone already when it was to be brought back")
 
 
 def _connected(device: Device) -> bool:
@@ -895,11 +913,17 @@ def _connected(device: Device) -> bool:
 
 
 def _settled(error: XenError | None) -> bool:
-    """Whether it is known what became of a domain whose suspension has failed."""
-    if not isinstance(error, SuspendError):
+    """Whether a domain whose suspension has failed surely runs on."""
+    if isinstance(error, SaveError):
         return True
-    taken = isinstance(error, SuspendCancelled) and error.phase is Phase.ACKNOWLEDGED
-    return error.state_known and not taken
+    if isinstance(error, SuspendError):
+        return error.state_known and error.phase is not Phase.ACKNOWLEDGED
+    return error is None or isinstance(error, CALL_ERRORS)
+
+
+def _words(error: XenError) -> str:
+    """What has happened, without the name of the domain."""
+    return str(getattr(error, "message", error))
 
 
 def _why(info: DomainInfo | None) -> str:
@@ -938,7 +962,8 @@ def suspend(state: str, planning: Machine[Plan], terms: Terms, now: Clock) -> Ma
     if (yield JournalRead()):
         raise JournalError(
             "guests are down already, by a host suspend that was interrupted or that waits for "
-            "resume-domains: 'python -m xenpm host resume-domains' brings them back"
+            "resume-domains, or its journal could not be removed: "
+            "'python -m xenpm host resume-domains' puts that right"
         )
     plan = yield from planning
     if plan.refusals:
@@ -998,11 +1023,6 @@ def resume_domains(terms: Terms, now: Clock, *, only_interrupted: bool) -> Machi
     notes: list[dict[str, Any]] = yield JournalRead()
     if not notes:
         return None
-    if only_interrupted and notes[-1].get("event") == "handed over":
-        raise JournalError(
-            "the guests are down on purpose, by suspend-domains: if the machine is not about to "
-            "sleep, 'python -m xenpm host resume-domains' brings them back"
-        )
     try:
         entries = [PlanEntry.of(each) for each in notes[0]["entries"]]
         directory = Path(notes[0]["save_directory"])
@@ -1010,7 +1030,15 @@ def resume_domains(terms: Terms, now: Clock, *, only_interrupted: bool) -> Machi
         for note in notes[1:]:
             self.replay(note)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise JournalError(f"the journal makes no sense: {error!r}") from error
+        raise JournalError(
+            f"the journal makes no sense ({error!r}): look with 'python -m xenpm list' which "
+            "guests are suspended or paused, put them back by hand, and remove it"
+        ) from error
+    if only_interrupted and notes[-1].get("event") == "handed over":
+        raise JournalError(
+            "the guests are down on purpose, by suspend-domains: if the machine is not about to "
+            "sleep, 'python -m xenpm host resume-domains' brings them back"
+        )
     yield from self.bring_back()
     if self.lost:
         raise HostSuspendError(

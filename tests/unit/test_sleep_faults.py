@@ -7,6 +7,7 @@ import itertools
 import json
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -57,6 +58,7 @@ def test_no_guest_is_forgotten(name: str, times: int | None) -> None:
     for nth in itertools.count(1):
         xen = FakeXen()
         three(xen)
+        slow(xen)
         xen.fail(name, errno.EIO, nth=nth, times=times)
         failed: xenpm.XenError | None = None
         with xenpm.Host(ports=xen.ports()) as host:
@@ -327,3 +329,130 @@ def test_foreign_journal(value: Any, xen: FakeXen, host: xenpm.Host) -> None:
     with pytest.raises(xenpm.JournalError, match="makes no sense"):
         host.resume_domains()
     assert xen.journal
+
+
+# -- a guest that took the request and is slow
+
+
+def slow(xen: FakeXen) -> FakeGuest:
+    return xen.add_guest("slow", suspend_ns=20 * SECOND)
+
+
+HASTY = Rule(timeout=2)
+
+
+def test_late_guest_that_cannot_be_resumed_at_once(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = slow(xen)
+    xen.fail("resume", errno.EIO)
+    with pytest.raises(xenpm.HostSuspendError):
+        host.suspend(rules={host.domain("slow"): Rule(timeout=2, on_failure=UNDO)})
+    assert guest.running
+    assert not xen.journal
+
+
+@pytest.mark.parametrize("later", [0, 30 * SECOND])
+def test_killed_before_a_slow_guest_is_paused(later: int) -> None:
+    """It may suspend afterwards: before it is recovered or while it is."""
+    xen = FakeXen()
+    guest = slow(xen)
+    assert killed(xen, Settings(default=HASTY), "pause", 1)
+    xen.pass_time(later)
+    with xenpm.Host(ports=xen.ports()) as host:
+        assert host.recover() is not None
+        xen.pass_time(60 * SECOND)
+        assert (guest.suspensions, guest.resumptions) == (1, 1)
+        assert host.recover() is None
+
+
+@pytest.mark.parametrize("name", ["pause", "domain_info", "list", "read"])
+def test_slow_guest_that_cannot_be_paused(name: str) -> None:
+    for nth in range(1, 40):
+        xen = FakeXen()
+        guest = slow(xen)
+        xen.fail(name, errno.EIO, nth=nth)
+        with xenpm.Host(ports=xen.ports()) as host:
+            with suppress(xenpm.XenError):
+                host.suspend(settings=Settings(default=HASTY))
+            xen.pass_time(60 * SECOND)
+            assert guest.running or xen.journal, nth
+            host.recover()
+        assert guest.running, nth
+        assert not guest.pause_count
+
+
+def test_very_slow_guest_is_told_of(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("slow", suspend_ns=200 * SECOND)
+    with pytest.raises(xenpm.HostSuspendError) as caught:
+        host.suspend(rules={host.domain("slow"): Rule(timeout=2, on_failure=UNDO)})
+    (problem,) = caught.value.report.problems
+    assert "took the request to suspend, and still runs: should it suspend yet, resume" in problem
+    assert guest.running
+
+
+# -- what the second review of policies and texts found
+
+
+def test_paused_domain_that_is_gone_at_its_turn(xen: FakeXen, host: xenpm.Host) -> None:
+    net, web, _ = three(xen)
+    rules = {host.domain("net"): Rule(Policy.PAUSE, UNDO)}
+    xen.after(20 * MS, net.destroy)
+    with pytest.raises(xenpm.HostSuspendError, match="so the host does not sleep"):
+        host.suspend(rules=rules)
+    assert xen.calls["sleep"] == 0
+    assert web.running
+
+
+def test_paused_driver_domain_is_not_left_to_a_save(xen: FakeXen, host: xenpm.Host) -> None:
+    net = xen.add_guest("net")
+    net.give_card("0000:00:10.0")
+    net.pause()
+    assert host.plan(rules={host.domain("net"): Rule(Policy.SAVE)}).refusals
+
+
+def test_newcomer_with_hardware_may_be_left(xen: FakeXen, host: xenpm.Host) -> None:
+    xen.add_guest("web")
+    xen.after(20 * MS, lambda: xen.add_guest("new").give_card("0000:00:11.0"))
+    settings = Settings(domains={"new": Rule(Policy.LEAVE)})
+    (problem,) = host.suspend(settings=settings).problems
+    assert "new (domain 2) was created meanwhile" in problem
+
+
+def test_outcome_is_kept_for_the_second_try(xen: FakeXen, host: xenpm.Host) -> None:
+    web, other = xen.add_guest("web"), xen.add_guest("other")
+    host.suspend_domains()
+    web.destroy()
+    xen.pass_time(MS)
+    xen.fail("resume", errno.EIO)
+    with pytest.raises(xenpm.HostSuspendError, match=r"other .*is still suspended"):
+        host.resume_domains()
+    report = host.resume_domains()
+    assert report is not None
+    assert [each.outcome for each in report.domains.values()] == [Outcome.GONE, Outcome.RUNNING]
+    assert other.running
+    assert ["gone" in each for each in report.problems] == [True]
+
+
+def test_journal_without_a_plan(xen: FakeXen, host: xenpm.Host) -> None:
+    xen.journal[:] = [{"event": "handed over"}]
+    for verb in (host.recover, host.resume_domains):
+        with pytest.raises(xenpm.JournalError, match=r"makes no sense .*put them back by hand"):
+            verb()
+
+
+def test_name_stands_once(xen: FakeXen, host: xenpm.Host) -> None:
+    xen.add_guest("web")
+    xen.fail("resume", errno.EIO)
+    with pytest.raises(xenpm.HostSuspendError) as caught:
+        host.suspend()
+    assert str(caught.value).count("web (domain 1)") == 1
+
+
+def test_interrupted_recover_has_its_report(xen: FakeXen, host: xenpm.Host) -> None:
+    xen.add_guest("web")
+    host.suspend_domains()
+    xen.before("resume", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        host.resume_domains()
+    cause = caught.value.__cause__
+    assert isinstance(cause, xenpm.HostSuspendError)
+    assert cause.report.domains[1].outcome is Outcome.RUNNING
