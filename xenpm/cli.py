@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DOMAIN=RULE",
         help="what is to be done with a domain, before all that is configured: suspend, pause, "
         "save, leave or abort, timeout=SECONDS, on-failure=pause or undo; as web1='pause' or "
-        "web1='timeout=60 on-failure=undo'",
+        "web1='timeout=60 on-failure=undo'; may be given several times",
     )
     reported = argparse.ArgumentParser(add_help=False)
     reported.add_argument(
@@ -229,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     going_down = host_verbs.add_parser(
         "suspend-domains",
         parents=[common, ruled, reported],
-        help="suspend the guests, for somebody else who puts the machine to sleep",
+        help="suspend the guests, for somebody else who puts the machine to sleep; "
+        "succeeds when all are down, each as its rule says",
     )
     going_down.set_defaults(run=_host_suspend_domains)
     coming_up = host_verbs.add_parser(
@@ -241,7 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     recovering = host_verbs.add_parser(
         "recover",
         parents=[common, reported],
-        help="bring back what a killed host suspend has left down",
+        help="bring back what a killed host suspend has left down, but nothing that "
+        "suspend-domains has suspended on purpose",
     )
     recovering.set_defaults(run=_host_recover)
     installing = host_verbs.add_parser(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,29 @@ def test_killed_anywhere_and_recovered(name: str, settle: bool, tmp_path: Path) 
         assert worker.files == {}
         assert_all_run(xen)
     pytest.fail("it is never done")
+
+
+@pytest.mark.parametrize("dies", ["before", "suspended", "complete", "done"])
+@pytest.mark.parametrize("on_failure", list(OnFailure))
+def test_both_workers_die(
+    dies: str, on_failure: OnFailure, xen: FakeXen, host: xenpm.Host, settings: Settings
+) -> None:
+    """Whatever they have left: the domain comes back when all others do, or at the next try."""
+    xen.add_guest("web")
+    worker = FakeWorker(xen, dies=dies, second_dies=True)
+    rule = Rule(Policy.SAVE, on_failure)
+    failed: xenpm.HostSuspendError | None = None
+    try:
+        report = host.suspend(settings=replace(settings, domains={"web": rule}))
+    except xenpm.HostSuspendError as error:
+        failed = error
+    else:
+        assert report.problems
+    if failed is not None:
+        assert failed.rolled_back is not bool(xen.journal)
+    worker.dies, worker.second_dies = "", False
+    host.recover()
+    (guest,) = [guest for guest in xen.guests.values() if guest.name == "web"]
+    assert guest.running
+    assert not guest.pause_count
+    assert host.recover() is None

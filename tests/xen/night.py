@@ -23,7 +23,9 @@ MARK = Path("/root/night.json")
 WORK = {"net": ("ping",), "web": ("io", "ping"), "db": ("io",), "mail": ("io", "ping")}
 COUNTED = {"io": "verified", "ping": "answered"}
 #: of dom0's kernel; it says a lot about a sleep that is as it should be
-DOM0_TROUBLE = re.compile(r"BUG:|Oops|lockup|rcu.*stall|blocked for more than|general protection")
+DOM0_TROUBLE = re.compile(
+    r"BUG:|Oops|lockup|rcu.*stall|blocked for more than|general protection|NETDEV WATCHDOG"
+)
 
 
 def _dmesg() -> list[str]:
