@@ -166,10 +166,27 @@ def test_killed_at_every_step_and_recovered(
         assert done.returncode == -signal.SIGKILL, "it did not come so far"
         with pytest.raises(xenpm.JournalError, match="guests are down already"):
             host.suspend_domains()
-        report = host.resume_domains()
+        on_purpose = verb == "resume_domains" or (nth, when) == (9, "after")
+        report = host.resume_domains() if on_purpose else host.recover()
         assert report is not None
         assert problems(report) == []
         assert host.recover() is None
+
+
+def test_killed_when_one_was_to_be_paused_instead(
+    host: xenpm.Host, guests: list[Guest], guest: GuestOf
+) -> None:
+    with all_unharmed(guests):
+        with somebody_at(guest("wire")):  # noted: disk asked, wire asked, wire to be paused
+            done = subprocess.run(
+                [sys.executable, "-c", KILLED, "suspend_domains", "after", "3"],
+                check=False,
+                timeout=300,
+            )
+        assert done.returncode == -signal.SIGKILL
+        report = host.recover()
+        assert report is not None
+        assert problems(report) == []
 
 
 def test_interrupted(host: xenpm.Host, guests: list[Guest]) -> None:
