@@ -772,11 +772,9 @@ class _Transaction:
         home = f"/local/domain/{domain.domid}"
         try:
             found = yield Swap(f"{home}/control/shutdown", (b"suspend",), b"", domain.domid, home)
-            if found == b"suspend":
+            if found == b"suspend" or (yield from self.watch_late(each)):
                 return
-            if (yield from self.watch_late(each)):
-                each.report.problems.append("suspended only now, and was resumed at once")
-            elif each.may_suspend_late:
+            if each.may_suspend_late:
                 each.report.problems.append(
                     "took the request to suspend, and still runs: should it suspend yet, resume it"
                 )
