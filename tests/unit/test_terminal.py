@@ -45,16 +45,20 @@ def on_terminal(*arguments: str, without_rich: bool = False, **environment: str)
         [sys.executable, "-c", program], stdout=its, stderr=its, env={**inherited, **environment}
     ):
         os.close(its)
-        text = b""
-        while True:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # Linux's EIO: nobody writes any more
-                break
-            text += piece
-    os.close(ours)
-    assert b"Traceback" not in text, text.decode()
-    return text.decode().replace("\r\n", "\n")
+        text = all_of(ours)
+    assert "Traceback" not in text, text
+    return text.replace("\r\n", "\n")
+
+
+def all_of(terminal: int) -> str:
+    """What is written to a terminal, until nobody has it open any more."""
+    text = b""
+    while True:
+        try:
+            text += os.read(terminal, 65536)
+        except OSError:  # Linux's EIO: nobody writes any more
+            os.close(terminal)
+            return text.decode()
 
 
 def in_pipe(*arguments: str) -> str:
@@ -126,13 +130,10 @@ def test_progress_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ours, its = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
-    with os.fdopen(its, "w") as stream:
-        with terminal.on(stream).meter("saving web") as show:
-            assert show is not None
-            show(512 << 20, 1 << 30)
-        stream.flush()
-        text = os.read(ours, 65536).decode()
-    os.close(ours)
+    with os.fdopen(its, "w") as stream, terminal.on(stream).meter("saving web") as show:
+        assert show is not None
+        show(512 << 20, 1 << 30)
+    text = all_of(ours)
     assert "saving web" in text
     assert "0.5/1.0 GiB" in text
     with open(os.devnull, "w") as nowhere, terminal.on(nowhere).meter("saving web") as show:
