@@ -32,7 +32,7 @@ from .errors import XenError
 from .events import Observer
 from .heavy import Progress
 from .hooks import Hook
-from .host import BaseHost, explain, outcomes, terms_of
+from .host import BaseHost, explaining, outcomes, terms_of
 from .plan import Plan
 from .policy import Rule, Settings
 from .ports import Ports
@@ -527,11 +527,8 @@ class Host(BaseHost[Domain]):
 
         machine = self._suspending(state, rules, terms)
         tasks: list[Task[Report]] = []
-        try:
+        with explaining(tasks, hands_over=not state):
             await self._connection.run([machine], None if state else undo, tasks=tasks)
-        except BaseException as error:
-            explain(error, tasks)
-            raise
         return tasks[0].result()
 
     async def _resume(
@@ -546,11 +543,8 @@ class Host(BaseHost[Domain]):
         terms = terms_of(settings, hooks, progress)
         machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
         tasks: list[Task[Report | None]] = []
-        try:
+        with explaining(tasks):
             await self._connection.run([machine], tasks=tasks)
-        except BaseException as error:
-            explain(error, tasks)
-            raise
         return tasks[0].result()
 
     async def suspend_each(

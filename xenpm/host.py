@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from . import sleep
@@ -302,12 +303,11 @@ class Host(BaseHost[Domain]):
         machine = self._suspending(state, rules, terms)
         tasks: list[Task[Report]] = []
         try:
-            return self._transact(machine, tasks)
-        except BaseException as error:  # also what a signal handler raises at the last moment
+            with explaining(tasks, hands_over=not state):
+                return self._transact(machine, tasks)
+        except BaseException:  # also what a signal handler raises at the last moment
             if not state and tasks and tasks[0].succeeded:
                 self._resume(settings, hooks, progress, only_interrupted=False)
-            else:
-                explain(error, tasks)
             raise
 
     def _resume(
@@ -322,11 +322,8 @@ class Host(BaseHost[Domain]):
         now = self._connection.ports.poller.now_ns
         machine = sleep.resume_domains(terms, now, only_interrupted=only_interrupted)
         tasks: list[Task[Report | None]] = []
-        try:
+        with explaining(tasks):
             return self._transact(machine, tasks)
-        except BaseException as error:
-            explain(error, tasks)
-            raise
 
     def _transact(self, machine: Machine[T], tasks: list[Task[T]]) -> T:
         self._connection.transact(machine, tasks)
@@ -393,10 +390,22 @@ def terms_of(
     return Terms(settings, [*find_hooks(), *hooks], progress or _nobody)
 
 
-def explain(error: BaseException, tasks: Sequence[Task[Any]]) -> None:
-    """Give an interruption of a host suspend the cause that tells what came of that."""
+@contextmanager
+def explaining(tasks: Sequence[Task[Any]], *, hands_over: bool = False) -> Iterator[None]:
+    """Within: an interruption gets the cause that tells what came of the host suspend.
+
+    Of the half that hands the guests over nothing is told when it has succeeded: it is undone then.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _explain(error, tasks, hands_over)
+        raise
+
+
+def _explain(error: BaseException, tasks: Sequence[Task[Any]], hands_over: bool) -> None:
     failure = tasks[0].error if tasks else None
-    if tasks and tasks[0].succeeded and tasks[0].result() is not None:
+    if tasks and tasks[0].succeeded and not hands_over and tasks[0].result() is not None:
         failure = HostSuspendError("interrupted, when all was back", report=tasks[0].result())
     if isinstance(failure, Cancelled):  # dropped where it was
         failure = HostSuspendError(

@@ -43,3 +43,10 @@ def host(xen: FakeXen) -> Iterator[xenpm.Host]:
     """A connection to the fake host."""
     with xenpm.Host(ports=xen.ports()) as host:
         yield host
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's own configuration and hooks have no part in the tests."""
+    monkeypatch.setattr("xenpm.host.read_settings", xenpm.Settings)
+    monkeypatch.setattr("xenpm.host.find_hooks", list)

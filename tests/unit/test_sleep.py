@@ -22,14 +22,8 @@ from xenpm.testing.models import ACPI_S_STATE
 
 from .checks import killed
 
-SETTINGS = Settings()
 
-
-@pytest.fixture(autouse=True)
-def _nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's own configuration and hooks have no part in the tests."""
-    monkeypatch.setattr("xenpm.host.read_settings", lambda: SETTINGS)
-    monkeypatch.setattr("xenpm.host.find_hooks", list)
+pytestmark = pytest.mark.usefixtures("nothing_installed")
 
 
 def drivers(xen: FakeXen) -> tuple[FakeGuest, FakeGuest, FakeGuest]:

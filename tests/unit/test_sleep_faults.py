@@ -27,10 +27,7 @@ UNDO = xenpm.OnFailure.UNDO
 QUIET = Settings()
 
 
-@pytest.fixture(autouse=True)
-def _nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xenpm.host.read_settings", lambda: QUIET)
-    monkeypatch.setattr("xenpm.host.find_hooks", list)
+pytestmark = pytest.mark.usefixtures("nothing_installed")
 
 
 def three(xen: FakeXen) -> tuple[FakeGuest, FakeGuest, FakeGuest]:

@@ -15,11 +15,7 @@ from .checks import killed
 from .fake_worker import SIZE, FakeWorker
 from .test_sleep import assert_all_run, drivers, outcomes
 
-
-@pytest.fixture(autouse=True)
-def _nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine's own configuration and hooks have no part in the tests."""
-    monkeypatch.setattr("xenpm.host.find_hooks", list)
+pytestmark = pytest.mark.usefixtures("nothing_installed")
 
 
 @pytest.fixture
