@@ -22,7 +22,6 @@ from xenpm.testing.models import ACPI_S_STATE
 
 from .checks import killed
 
-
 pytestmark = pytest.mark.usefixtures("nothing_installed")
 
 
