@@ -59,6 +59,7 @@ def extension(name, packages, release):
             "xenpm/_ext/compat_xl.h",
             "xenpm/_ext/logbuf.h",
             "xenpm/_ext/logs.pxd",
+            "xenpm/_ext/own_pid.h",
             str(stamp(release, *flags)),
         ],
         include_dirs=["xenpm/_ext"],
@@ -70,7 +71,7 @@ def extension(name, packages, release):
         ],
         py_limited_api=True,
         extra_compile_args=[*pkg_config("--cflags", *packages), "-O2", "-g1", "-Wall", *flags],
-        extra_link_args=[*pkg_config("--libs", *packages), *flags],
+        extra_link_args=["-pthread", *pkg_config("--libs", *packages), *flags],
     )
 
 

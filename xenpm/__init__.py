@@ -11,9 +11,10 @@ Example::
 
 from __future__ import annotations
 
-from importlib import metadata as _metadata
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from . import config
 from .domain import Domain, restore
 from .errors import *  # noqa: F403
 from .errors import __all__ as _errors
@@ -28,10 +29,24 @@ from .topology import DriverDomain, Member, Topology
 from .types import *  # noqa: F403
 from .types import __all__ as _types
 
-try:
-    __version__ = _metadata.version("xenpm")
-except _metadata.PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "unknown"
+if _TYPE_CHECKING:
+    from . import config
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> _Any:
+        """What takes long to load and few need, when somebody asks for it."""
+        if name == "config":
+            return _importlib.import_module("xenpm.config")
+        if name != "__version__":
+            raise AttributeError(f"module 'xenpm' has no attribute {name!r}")
+        metadata = _importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("xenpm")
+        except metadata.PackageNotFoundError:  # a source tree that was never installed
+            return "unknown"
+
 
 __all__ = [  # noqa: PLE0604
     "Domain",

@@ -165,6 +165,31 @@ class AskModel(NamedTuple):
     command: str
 
 
+class HoldWatchers(NamedTuple):
+    """Stop the toolstack's processes that look after a domain; results in whether they stand."""
+
+    domid: int
+    handle: bytes
+
+
+class LetWatchersGo(NamedTuple):
+    """Let those of a domain go on, if they are held."""
+
+    domid: int
+    handle: bytes
+
+
+class FindSaver(NamedTuple):
+    """Results in the process that saves or migrates a domain, in words; empty: none is found."""
+
+    domid: int
+    name: str
+
+
+class ListHeld(NamedTuple):
+    """Results in the domid and handle of each domain whose watchers are held."""
+
+
 class SendTrigger(NamedTuple):
     """Press one of a domain's buttons: ``XEN_DOMCTL_SENDTRIGGER_*``."""
 
@@ -317,6 +342,7 @@ class Introduce(NamedTuple):
 Action = Union[
     Lock, GetInfo, ListDomains, GetParam, Read, List, Write, Remove, Swap, Watch, Wait,
     Start, Join, Cancel, Run, Call, Signal, LetGo, AskModel, SendTrigger,
+    HoldWatchers, LetWatchersGo, ListHeld, FindSaver,
     GetVcpu, GetSleepStates, EnterSleep,
     JournalRead, JournalBegin, JournalAdd, JournalEnd,
     PciConfig, SuspendCancel, NotifySuspend,

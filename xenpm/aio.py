@@ -138,6 +138,7 @@ class Connection(BaseConnection):
         )
         try:
             with self._step():
+                self.let_forgotten_go()
                 self._calls.append(call)
                 for machine in machines:
                     call.tasks.append(self._engine.start(machine))

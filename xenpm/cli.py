@@ -20,9 +20,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from . import __version__, completion, config, systemd, terminal
+import xenpm
+
+from . import completion, systemd, terminal
 from .connection import DEFAULT_BACKEND_TIMEOUT, timeout_ns
 from .domain import DEFAULT_LATE_TIMEOUT, Domain
 from .errors import (
@@ -44,11 +46,23 @@ from .sleep import Report
 from .timeline import printable
 from .types import DomainRef, Resumption, Saving, Suspension, plain
 
+if TYPE_CHECKING:
+    from . import config
+
 _Tell = Optional[Callable[[str], None]]  #: gets what happens, in words
 
 EXIT_FAILED = 1
 EXIT_NO_HOST = 3
 EXIT_NO_DOMAIN = 4
+
+
+class _Version(argparse.Action):
+    """Show the version, which takes long to find, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """What argparse calls when the option is given."""
+        _print(f"xenpm {xenpm.__version__}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 a domain failed or a configuration is wrong, 2 wrong usage, "
         "3 no Xen host or not root, 4 no such domain, 130/143/129 interrupted.",
     )
-    parser.add_argument("--version", action="version", version=f"xenpm {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
     _add_verbose(parser, default=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
@@ -141,10 +157,18 @@ def _parser() -> argparse.ArgumentParser:
     triggering = verbs.add_parser(
         "trigger", parents=[common], help="press a guest's power or sleep button, or wake it"
     )
-    triggering.add_argument("domain", metavar="DOMAIN", help="its domid, name or UUID")
-    triggering.add_argument("trigger", choices=[*TRIGGERS, S3RESUME])
     triggering.add_argument(
-        "--vcpu", type=_vcpu, default=0, help="which vCPU gets an NMI (default: %(default)s)"
+        "domain", type=_reference, metavar="DOMAIN", help="its domid, name or UUID"
+    )
+    triggering.add_argument(
+        "trigger", choices=[*TRIGGERS, S3RESUME], help="which button, or what wakes it"
+    )
+    triggering.add_argument(
+        "--vcpu",
+        type=_vcpu,
+        default=0,
+        metavar="NUMBER",
+        help="which vCPU gets an NMI (default: %(default)s)",
     )
     triggering.set_defaults(run=_trigger)
 
@@ -178,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     completing.add_argument(
         "what",
-        choices=["bash", "fish", "domains"],
+        choices=["bash", "fish", "zsh", "domains"],
         help="a script for that shell to source; or only the names of the domains, for scripts",
     )
     completing.set_defaults(run_without_host=_completion)
@@ -394,7 +418,7 @@ def _install_systemd(options: argparse.Namespace) -> int:
 
 
 def _completion(options: argparse.Namespace) -> int:
-    scripts = {"bash": completion.bash, "fish": completion.fish}
+    scripts = {"bash": completion.bash, "fish": completion.fish, "zsh": completion.zsh}
     if options.what in scripts:
         kinds = completion.Kinds({_reference}, {_rule}, {_path, _picture, Path})
         _print(scripts[options.what](_parser(), kinds).rstrip())
@@ -672,17 +696,18 @@ def _told(call: Callable[[_Tell], Report | None], options: argparse.Namespace) -
 
 
 def _config(options: argparse.Namespace) -> int:
+    files = xenpm.config
     results: dict[str, config.DomainConfig | ConfigError] = {}
     for path in options.paths:
-        read = config.read_directory(path) if os.path.isdir(path) else config.read_files([path])
+        read = files.read_directory(path) if os.path.isdir(path) else files.read_files([path])
         results.update(read.results)
-    configurations = config.Configurations(results)
-    free = config.assignable() if options.assignable else None
+    configurations = files.Configurations(results)
+    free = files.assignable() if options.assignable else None
     rows = []
     for source, result in results.items():
         error = result if isinstance(result, ConfigError) else _fault(result, free)
         row: dict[str, Any] = {"source": source, "ok": error is None}
-        if isinstance(result, config.DomainConfig):
+        if isinstance(result, files.DomainConfig):
             row.update(result.to_dict())
             for warning in result.warnings:
                 _complain(warning, 0)

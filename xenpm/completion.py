@@ -1,13 +1,13 @@
-"""Completion of the command line in bash and fish, made from the argument parser itself."""
+"""Completion of the command line in bash, fish and zsh, made from the argument parser itself."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Kinds", "bash", "fish"]
+__all__ = ["Kinds", "bash", "fish", "zsh"]
 
 # `python` may be completed by somebody else already, who goes on with all but `-m xenpm`.
 _BASH = """\
@@ -99,6 +99,58 @@ end
 """
 
 
+_ZSH = """\
+# Completion of `python -m xenpm` for zsh; made by `python -m xenpm completion zsh`.
+# To be sourced behind compinit.
+
+_xenpm_others=${_xenpm_others-${_comps[python3]:-${_comps[python]}}}
+
+_xenpm() {
+    local verb= word prev=$words[CURRENT-1]
+    if [[ $words[2] != -m || $words[3] != xenpm || $CURRENT -lt 4 ]]; then
+        if [[ -n $_xenpm_others && $_xenpm_others != _xenpm ]]; then
+            $_xenpm_others "$@"
+        else
+            _files
+        fi
+        return
+    fi
+    for word in "${(@)words[4,CURRENT-1]}"; do
+        case $verb/$word in
+            @VERBS@) verb=$verb/$word ;;
+        esac
+    done
+    if compset -P '--*='; then
+        prev=${IPREFIX%=}
+    fi
+    case $verb:$prev in
+@VALUES@
+    esac
+    if [[ $PREFIX == -* ]]; then
+        case $verb in
+@OPTIONS@
+        esac
+    else
+        case $verb in
+@ARGUMENTS@
+        esac
+    fi
+}
+
+_xenpm_words() {
+    local -a words_and_helps=("${(@)argv[2,-1]}")
+    _describe -V "$1" words_and_helps
+}
+
+_xenpm_domains() {
+    local -a names=("${(@f)$("${(Q)words[1]}" -m xenpm completion domains 2>/dev/null)}")
+    compadd -S "${1:- }" -q -- "${(@)names:#}"
+}
+
+compdef _xenpm python python3
+"""
+
+
 class Kinds(NamedTuple):
     """The types of arguments, as argparse has them, of which something can be completed."""
 
@@ -141,9 +193,14 @@ def bash(parser: argparse.ArgumentParser, kinds: Kinds) -> str:
                 values.append(f"        {spelled}) {words_of(action)} ;;")
         names = _lines(name for action in named for name in action.option_strings)
         options.append(f"            '{path}') words={shlex.quote(names)} ;;")
-        for action in each._actions:
-            if not action.option_strings:
-                arguments.append(f"            '{path}') {words_of(action)} ;;")
+        # which of several arguments it is does not matter: nobody takes one for the other
+        taken = [
+            words_of(action).removesuffix("; return")
+            for action in each._actions
+            if not action.option_strings
+        ]
+        if taken:
+            arguments.append(f"            '{path}') {'; '.join(taken)} ;;")
     script = _BASH.replace("@VERBS@", "|".join(verbs))
     for mark, lines in (("@VALUES@", values), ("@OPTIONS@", options), ("@ARGUMENTS@", arguments)):
         script = script.replace(mark, "\n".join(lines))
@@ -175,9 +232,51 @@ def fish(parser: argparse.ArgumentParser, kinds: Kinds) -> str:
                 takes = ""
             if not names:  # -x and -r are for options
                 takes = takes.replace("-x", "-f").replace("-r ", "")
-            text = (action.help or "") % {**vars(action), "prog": parser.prog}
-            lines.append(" ".join([start, *names, takes, "-d", _quoted(text)]))
+            text = _quoted(_help(parser, action))
+            lines.append(" ".join([start, *names, takes, "-d", text]))
     return _FISH.replace("@VERBS@", " ".join(verbs)).replace("@LINES@", _indented(lines))
+
+
+def zsh(parser: argparse.ArgumentParser, kinds: Kinds) -> str:
+    """The script for zsh to source, for a whole command line."""
+
+    def described(words: Iterable[tuple[str, str | None]], what: str) -> str:
+        pairs = (shlex.quote(f"{word}:{text or ''}".rstrip(":")) for word, text in words)
+        return " ".join([f"_xenpm_words {what}", *pairs])
+
+    def taken_by(action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return described([(verb.dest, verb.help) for verb in action._choices_actions], "verb")
+        if action.choices is not None:
+            return described([(word, None) for word in action.choices], "word")
+        return kinds.pick(
+            action, ["_xenpm_domains", "_xenpm_domains =", "_files", "_message value"]
+        )
+
+    verbs, values, options, arguments = [], [], [], []
+    for path, each in _parsers(parser, ""):
+        if path:
+            verbs.append(path)
+        named = [action for action in each._actions if action.option_strings]
+        for action in named:
+            if action.nargs != 0:
+                spelled = "|".join(f"{path}:{name}" for name in action.option_strings)
+                values.append(f"        {spelled}) {taken_by(action)}; return ;;")
+        helps = [
+            (name, _help(parser, action)) for action in named for name in action.option_strings
+        ]
+        options.append(f"            '{path}') {described(helps, 'option')} ;;")
+        unnamed = [taken_by(action) for action in each._actions if not action.option_strings]
+        if unnamed:
+            arguments.append(f"            '{path}') {'; '.join(unnamed)} ;;")
+    script = _ZSH.replace("@VERBS@", "|".join(verbs))
+    for mark, lines in (("@VALUES@", values), ("@OPTIONS@", options), ("@ARGUMENTS@", arguments)):
+        script = script.replace(mark, "\n".join(lines))
+    return script
+
+
+def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    return (action.help or "") % {**vars(action), "prog": parser.prog}
 
 
 def _quoted(text: str | None) -> str:

@@ -40,6 +40,7 @@ class BaseConnection:
         self._engine = Engine(self.ports)
         self._pid = os.getpid()
         self._closed = False
+        self.let_forgotten_go()
 
     @property
     def stale(self) -> bool:
@@ -50,6 +51,10 @@ class BaseConnection:
     def is_parents(self) -> bool:
         """Whether it was opened by a process from which this one was forked."""
         return self._pid != os.getpid()
+
+    def let_forgotten_go(self) -> None:
+        """See `protocol.let_forgotten_go`; not only at the beginning, for programs live long."""
+        self._engine.start(protocol.let_forgotten_go()).result()
 
     def check(self) -> None:
         """Refuse a connection that is closed or belongs to the parent process."""
@@ -212,7 +217,12 @@ class Connection(BaseConnection):
         them to `undo`.
         """
         machines = self.suspensions(domains, timeout, late_timeout)
-        self._run(machines, tasks, lambda signals: undo(self._engine, tasks, self.inverse, signals))
+        self._run(
+            machines,
+            tasks,
+            lambda signals: undo(self._engine, tasks, self.inverse, signals),
+            forgotten=True,
+        )
 
     def undo(self, tasks: list[Task[Suspension]]) -> None:
         """Resume what has been suspended; nothing to do for the rest, and the second time."""
@@ -230,7 +240,8 @@ class Connection(BaseConnection):
         force: bool = False,
     ) -> None:
         """Resume domains; the outcomes become `tasks`.  See `reinit.resume`."""
-        self._run(self.resumptions(domains, cooperative, timeout, force), tasks, None)
+        machines = self.resumptions(domains, cooperative, timeout, force)
+        self._run(machines, tasks, None, forgotten=True)
 
     def transact(self, machine: Machine[T], tasks: list[Task[T]]) -> None:
         """Run a machine that undoes by itself what it has done, when it is interrupted."""
@@ -255,9 +266,13 @@ class Connection(BaseConnection):
         machines: list[Machine[T]],
         tasks: list[Task[T]],
         undo_: Callable[[DeferredSignals], None] | None,
+        *,
+        forgotten: bool = False,
     ) -> None:
         with self._working() as signals:
             self.check()
+            if forgotten:  # not by a worker, which has a lock of its own
+                self.let_forgotten_go()
             undoing = None if undo_ is None else lambda: undo_(signals)
             run(self._engine, machines, tasks, undoing, signals)
 

@@ -143,7 +143,9 @@ class BaseDomain(Generic[C]):
         From ``/libxl/<domid>/device`` in xenstore; with the states of both ends.
 
         Raises:
-            The same as `pci_devices`.
+            NoSuchDomain: it is gone.
+            StoreDataError: what xenstore says makes no sense.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
         """
         return self._read(lambda unreadable: used_by(self.domid, unreadable))
 
@@ -154,7 +156,9 @@ class BaseDomain(Generic[C]):
         From ``/libxl`` in xenstore, which every domain's devices have to be looked for in.
 
         Raises:
-            The same as `pci_devices`.
+            NoSuchDomain: it is gone.
+            StoreDataError: what xenstore says makes no sense.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed.
         """
         driver = self.is_driver_domain
         if driver.unreadable:
@@ -197,7 +201,8 @@ class BaseDomain(Generic[C]):
         """Whether it can be started over by ``resume(cooperative=False)``, with the evidence.
 
         To be used like a bool.  PVH guests can, when all their devices are of kinds whose frontends
-        in Linux connect anew, and when they are no backends of others.
+        in Linux connect anew, and when they are no backends of others.  What takes ``force=True``
+        counts as false, and the evidence says so.
 
         Raises:
             The same as `supports_cooperative_resume`.
@@ -387,15 +392,18 @@ class Domain(BaseDomain[Connection]):
         console and xenstore connected anew: ``xc_domain_soft_reset``, ``xs_introduce_domain``.
         Requests that its devices had not answered are made again by the guest.  PVH guests of
         Linux can; `supports_reinit` says whether this one does.  A process that was killed in the
-        middle of it is made up for by calling this again.
+        middle of it is made up for by calling this again.  With an HVM guest all but its devices
+        is left to libxl: ``libxl_domain_soft_reset``, which makes its device model anew, too, and
+        destroys the guest should that fail.
 
         Args:
             cooperative: None: cooperatively where the guest can, else by reinitialisation; True or
                 False: so and no other way.
             timeout: seconds that the backends have for closing, when the guest is reinitialised;
                 above 0 and at most 86400.
-            force: start over also a PV guest.  Only for kernels that register no vCPU info area
-                with Xen; Linux does, and panics.
+            force: start over also a PV guest, or an HVM guest.  The former is only for kernels that
+                register no vCPU info area with Xen; Linux does, and panics.  The latter may lose
+                the guest when libxl fails.
 
         Returns:
             How long it took, which way was taken and why.  When PCI devices are passed through to

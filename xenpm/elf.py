@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 __all__ = ["suspend_cancel"]
@@ -13,15 +14,16 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SEGMENT_32 = struct.Struct("<IIIIIIII")
 _NOTE = struct.Struct("<III")
 _PT_NOTE = 4
-_XEN_ELFNOTE_SUSPEND_CANCEL = 14
+_XEN_ELFNOTE_GUEST_OS, _XEN_ELFNOTE_SUSPEND_CANCEL = 6, 14
+_LOADERS = (b"GRUB", b"Mini-OS")  # PV-GRUB, the old one too: what it loads has notes of its own
 _MOST_BYTES = 1 << 20  # of notes; a kernel has some hundreds
 
 
 def suspend_cancel(image: BinaryIO) -> bool | None:
-    """Whether a kernel says that its suspend hypercall may return 1; None: it is no ELF image.
+    """Whether a kernel says that its suspend hypercall may return 1; None: that does not show.
 
     Kernels of today do (``XEN_ELFNOTE_SUSPEND_CANCEL``).  A compressed one, such as a bzImage, does
-    not show its notes.
+    not show its notes, and neither does a boot loader that of what it loads.
 
     Args:
         image: the file, open for reading.
@@ -30,7 +32,12 @@ def suspend_cancel(image: BinaryIO) -> bool | None:
         notes = _notes(image)
     except (struct.error, ValueError):
         return None
-    return None if notes is None else _value(notes) not in (None, 0)
+    if notes is None:
+        return None
+    found = dict(_values(notes))
+    if found.get(_XEN_ELFNOTE_GUEST_OS, b"").rstrip(b"\0") in _LOADERS:
+        return None
+    return any(found.get(_XEN_ELFNOTE_SUSPEND_CANCEL, b""))
 
 
 def _notes(image: BinaryIO) -> bytes | None:
@@ -55,15 +62,14 @@ def _notes(image: BinaryIO) -> bytes | None:
     return notes
 
 
-def _value(notes: bytes) -> int | None:
-    """What stands in Xen's note about it; None when there is no such note."""
+def _values(notes: bytes) -> Iterator[tuple[int, bytes]]:
+    """Xen's notes, by number."""
     at = 0
     while at + _NOTE.size <= len(notes):
         name_size, size, kind = _NOTE.unpack_from(notes, at)
         at += _NOTE.size
         name = notes[at : at + name_size]
         at += -(-name_size // 4) * 4
-        if name == b"Xen\0" and kind == _XEN_ELFNOTE_SUSPEND_CANCEL:
-            return int.from_bytes(notes[at : at + size], "little")
+        if name == b"Xen\0":
+            yield kind, notes[at : at + size]
         at += -(-size // 4) * 4
-    return None

@@ -11,6 +11,9 @@ import logging
 import signal
 import threading
 import traceback
+
+# that of `signal` makes an enum of each answer, which takes longer than all else before a request
+from _signal import getsignal as _getsignal  # type: ignore[import-not-found]
 from collections.abc import Iterable
 from contextlib import suppress
 from types import FrameType
@@ -25,11 +28,13 @@ from .actions import (
     Cancelled,
     DiscardEvents,
     EnterSleep,
+    FindSaver,
     GetInfo,
     GetParam,
     GetRemote,
     GetSleepStates,
     GetVcpu,
+    HoldWatchers,
     Introduce,
     Join,
     JournalAdd,
@@ -37,8 +42,10 @@ from .actions import (
     JournalEnd,
     JournalRead,
     LetGo,
+    LetWatchersGo,
     List,
     ListDomains,
+    ListHeld,
     Lock,
     Machine,
     NotifySuspend,
@@ -125,11 +132,9 @@ class DeferredSignals:
         if threading.current_thread() is not threading.main_thread():
             return self
         try:
-            for signum in self._SIGNALS:
-                handler = signal.getsignal(signum)
-                if callable(handler):
-                    self._handlers[signum] = handler
-                    signal.signal(signum, self._arrive)
+            for signum in [each for each in self._SIGNALS if callable(_getsignal(each))]:
+                self._handlers[signum] = _getsignal(signum)
+                signal.signal(signum, self._arrive)
         except BaseException as error:
             if _is_refusal(error):
                 self._handlers.clear()
@@ -223,6 +228,10 @@ class Engine:
             EnterSleep: lambda action: ports.power.sleep(action.state),
             Signal: lambda action: action.job.signal(action.signum),
             LetGo: lambda action: action.job.close(),
+            HoldWatchers: lambda action: ports.watchers.hold(*action),
+            LetWatchersGo: lambda action: ports.watchers.let_go(*action),
+            FindSaver: lambda action: ports.watchers.saver(*action),
+            ListHeld: lambda _: ports.watchers.held(),
             SendTrigger: lambda action: ports.hypervisor.send_trigger(*action),
             SuspendCancel: lambda action: ports.kernels.suspend_cancel(action.path),
             NotifySuspend: lambda action: ports.hypervisor.suspend_evtchn_notify(*action),

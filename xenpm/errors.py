@@ -221,7 +221,8 @@ class SuspendError(_DomainError):
         domain: which domain.
         phase: how far the conversation with the guest had come.
         elapsed: seconds since it began.
-        state_known: False when one call failed after the other: the guest may yet suspend.
+        state_known: False when one call failed after the other: the guest may be suspended, or
+            suspend yet; the message says what to do.
     """
 
     state_known: bool = True

@@ -22,7 +22,7 @@ from .errors import NoSuchDomain, XenError
 from .ports import Job
 from .types import DomainRef, Ending, Saving
 
-__all__ = ["Progress", "default_timeout_ns", "finish_save", "restore", "save"]
+__all__ = ["Progress", "default_timeout_ns", "finish_save", "restore", "save", "start_over"]
 
 #: gets how many bytes are done, and how many there will be at most
 Progress = Optional[Callable[[int, int], None]]
@@ -121,6 +121,18 @@ def restore(
     return DomainRef(int(done["domid"]), bytes.fromhex(done["handle"]), str(done["name"]))
 
 
+def start_over(domain: DomainRef, now: Clock) -> Machine[None]:
+    """Have libxl make the device model and the devices of a suspended HVM domain anew.
+
+    The domain's lock is ours.  This cannot be cancelled.
+
+    Raises:
+        XenError: it has failed, or its process was killed.
+    """
+    order = {"domid": domain.domid}
+    yield from _work(["start over"], order, now, _LEAST_NS, None)
+
+
 def _work(
     verbs: list[str], order: dict[str, Any], now: Clock, timeout_ns: int, progress: Progress
 ) -> Machine[dict[str, Any]]:
@@ -141,6 +153,8 @@ def _work(
         order["begun"] = any(m["xenpm"] == "progress" for m in _messages(ending.output))
         words = ending.output.strip().rpartition("\n")[2]
         order["said"] = f"its process ended with status {ending.status} ({ending.error or words})"
+    if "path" not in order:
+        raise XenError(order["said"])
     raise XenError(
         f"{order['path']}: whether all is well after {verb!r} is unknown: {order['said']}. "
         "Look with 'python -m xenpm list' what is suspended; resume it if the file is not there"

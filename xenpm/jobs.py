@@ -121,8 +121,15 @@ class Program:
         return True
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the process and the rest of its process group."""
-        if self._pidfd >= 0 and not self._error:
+        """Send a signal to the process and the rest of its process group.
+
+        One that is to be left looks itself after what it has started, unless it is to be killed.
+        """
+        if self._pidfd < 0 or self._error:
+            return
+        if self._leave and signum != signal.SIGKILL:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        else:
             os.killpg(self._pid, signum)
 
     def result(self) -> Ending:

@@ -65,8 +65,8 @@ class OnHookFailure(enum.Enum):
 class Rule:
     """What somebody has said about a guest; None: nothing."""
 
-    policy: Policy | None = None
-    on_failure: OnFailure | None = None
+    policy: Policy | None = None  #: what becomes of it when the host sleeps
+    on_failure: OnFailure | None = None  #: what is done when it does not suspend
     timeout: float | None = None  #: seconds that it has for suspending
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Settings:
 
     timeout: float = 300.0  #: seconds that all has together until the machine sleeps
     hook_timeout: float = 30.0  #: seconds that each hook has
-    on_hook_failure: OnHookFailure = OnHookFailure.IGNORE
+    on_hook_failure: OnHookFailure = OnHookFailure.IGNORE  #: of a hook before the sleep
     save_directory: Path = Path("/var/lib/xenpm/save")  #: for the files of guests that are saved
     default: Rule = Rule()  #: for every domain
     domains: Mapping[str, Rule] = field(default_factory=dict)  #: by name, or UUID in lower case

@@ -28,6 +28,7 @@ __all__ = [
     "Ports",
     "Power",
     "Store",
+    "Watchers",
 ]
 
 
@@ -191,6 +192,25 @@ class DeviceModels(Protocol):
         """
 
 
+class Watchers(Protocol):
+    """The toolstack's processes: those that look after domains, and those that save them.
+
+    The former take a suspension for the end of their domain.
+    """
+
+    def hold(self, domid: int, handle: bytes) -> bool:
+        """Stop those of a domain; False while one of them still runs."""
+
+    def let_go(self, domid: int, handle: bytes) -> None:
+        """Let those of a domain go on that are held, by whatever process of xenpm."""
+
+    def held(self) -> list[tuple[int, bytes]]:
+        """The domains of which some are held: domid and handle."""
+
+    def saver(self, domid: int, name: str) -> str:
+        """The process that saves or migrates a domain, in words; empty when none is found."""
+
+
 class Poller(Protocol):
     """The clock, and waiting."""
 
@@ -233,6 +253,7 @@ class Ports:
     jobs: Jobs
     journal: Journal
     models: DeviceModels
+    watchers: Watchers
 
     def close(self) -> None:
         """Close all of them."""

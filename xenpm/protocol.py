@@ -20,7 +20,11 @@ from . import model
 from .actions import (
     Cancelled,
     Clock,
+    FindSaver,
     GetParam,
+    HoldWatchers,
+    LetWatchersGo,
+    ListHeld,
     Lock,
     Machine,
     NotifySuspend,
@@ -85,6 +89,8 @@ DRIVER_TIMEOUT_NS = 60 * _NS
 #: how long the guest's drivers have for bringing passed-through devices back
 _DEVICES_NS = 10 * _NS
 _LOOK_AGAIN_NS = _NS // 20  # nothing tells when a register of a device changes
+#: how long a process of xl has for being stopped, and how often that is looked at: nothing tells
+_STOP_NS, _STOPPED_NS = _NS, _NS // 500
 
 #: ``XEN_DOMCTL_SENDTRIGGER_*`` of public/domctl.h that Xen has
 TRIGGERS = {"power": 3, "sleep": 4, "nmi": 0}
@@ -102,7 +108,8 @@ _WHOSE = (
 
 
 def _seconds(ns: int) -> str:
-    return f"{ns / _NS:.3g} s"
+    seconds = ns / _NS
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
 
 
 def reinit_note(domain: DomainRef) -> str:
@@ -150,7 +157,71 @@ def _continue_model(domain: DomainRef, now: Clock) -> Machine[int]:
     return now() - began
 
 
-def _resume_in_place(domain: DomainRef) -> Machine[None]:
+def check_not_saved(domain: DomainRef) -> Machine[None]:
+    """Refuse to resume a domain that somebody else saves or migrates.
+
+    Raises:
+        ResumeError: who it is.
+    """
+    saver = yield FindSaver(domain.domid, domain.name)
+    if saver:
+        raise ResumeError(
+            domain,
+            f"is being saved or migrated at this moment, by {saver}: resumed in the middle of "
+            "that, it may run twice and ruin its disks. Nothing was touched",
+        )
+
+
+def hold_watchers(domain: DomainRef, now: Clock) -> Machine[None]:
+    """See to it that xl does not take a suspension for the domain's end."""
+    until = now() + _STOP_NS
+    while True:
+        try:
+            standing = yield HoldWatchers(domain.domid, domain.handle)
+        except XenError as error:  # no reason to keep a guest awake
+            _log.warning("%s: xl will not look after it any more: %s", domain, error)
+            return
+        if standing:
+            return
+        if now() >= until:
+            _log.warning(
+                "%s: the process of xl that looks after it does not stop, and perhaps will not "
+                "look after it any more",
+                domain,
+            )
+            return
+        yield Wait(domain, now() + _STOPPED_NS)
+
+
+def let_go(domain: DomainRef, *, whatever: bool = False) -> Machine[None]:
+    """Have xl's process look after the domain again; unless that is suspended, or `whatever`."""
+    try:
+        info = None if whatever else (yield from look(domain))
+        if info is None or not info.suspended:
+            yield LetWatchersGo(domain.domid, domain.handle)
+    except XenError as error:
+        _log.warning("%s: whether xl looks after it again is unknown: %s", domain, error)
+
+
+def let_forgotten_go() -> Machine[None]:
+    """Have xl's processes go on that are held for domains which are not suspended.
+
+    A process of xenpm that was killed has left them, or somebody else has resumed or destroyed the
+    domain.
+    """
+    try:
+        for domid, handle in (yield ListHeld()):
+            domain = DomainRef(domid, handle, "")
+            info = yield from look(domain)
+            if info is not None and info.suspended:
+                continue  # and who resumes it at this moment needs the lock
+            if info is None or (yield Lock(domid)):  # else one is at it
+                yield from let_go(domain)
+    except XenError as error:
+        _log.warning("whether a process of xl is held for nothing is unknown: %s", error)
+
+
+def resume_in_place(domain: DomainRef) -> Machine[None]:
     """Resume a domain that was just seen to be suspended, cooperatively."""
     try:
         yield ResumeDomain(domain.domid, True)
@@ -160,6 +231,7 @@ def _resume_in_place(domain: DomainRef) -> Machine[None]:
             f"is still suspended, for the hypervisor did not resume it: {error}. "
             "Resume it when the cause is mended",
         ) from error
+    yield from let_go(domain, whatever=True)
     try:
         yield ResumeStore(domain.domid)
     except CALL_ERRORS as error:
@@ -178,14 +250,23 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
         NotSuspended: it is not suspended; nothing was touched.
         ResumeError: somebody else is at it, its device model does not go on, or a call failed.
     """
-    began = now()
     if not (yield Lock(domain.domid)):
         raise ResumeError(domain, "another process is suspending or resuming it at this moment")
+    try:
+        return (yield from _resume(domain, now))
+    except Exception:
+        yield from let_go(domain)
+        raise
+
+
+def _resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
+    began = now()
     info = yield from look(domain)
     if info is None:
         raise NoSuchDomain(f"{domain} is gone")
     if not info.suspended:
         raise NotSuspended(domain, f"is not suspended but {info.state.value}")
+    yield from check_not_saved(domain)
     if (yield from started_over(domain, info)).doing:
         raise ResumeError(
             domain,
@@ -201,7 +282,7 @@ def resume(domain: DomainRef, now: Clock) -> Machine[Resumption]:
     model_ns = 0
     if info.type is DomainType.HVM:
         model_ns = yield from _continue_model(domain, now)
-    yield from _resume_in_place(domain)
+    yield from resume_in_place(domain)
     resumed = now()
     check = _Check(domain, now, resumed + _DEVICES_NS)
     try:
@@ -343,15 +424,20 @@ class _Suspend:
 
     def run(self) -> Machine[Suspension]:
         self.began = self.now()
-        yield from self.prepare()
+        yield from self.take_lock()
         try:
-            yield from self.request()
-            return (yield from self.converse())
-        except CALL_ERRORS as error:
-            return (yield from self.go_on_after(error))
+            yield from self.prepare()
+            yield from self.hold_watchers()
+            try:
+                yield from self.request()
+                return (yield from self.converse())
+            except CALL_ERRORS as error:
+                return (yield from self.go_on_after(error))
+        except Exception:
+            yield from let_go(self.domain)
+            raise
 
-    def prepare(self) -> Machine[None]:
-        """Everything that can be refused before anything is touched."""
+    def take_lock(self) -> Machine[None]:
         domid = self.domain.domid
         if domid == 0:
             raise self.error(
@@ -361,6 +447,9 @@ class _Suspend:
             raise self.error(
                 SuspendInProgress, "another process is suspending or resuming it at this moment"
             )
+
+    def prepare(self) -> Machine[None]:
+        """Everything that can be refused before anything is touched."""
         info = yield from self.fit()
         self.has_model = info.type is DomainType.HVM
         if self.has_model:
@@ -381,7 +470,14 @@ class _Suspend:
                 "is in the middle of being started over, by a process that did not end that: "
                 "first finish it, with resume(cooperative=False)",
             )
-        if self.has_suspended(info):
+        suspended = self.has_suspended(info)
+        saver = yield FindSaver(self.domain.domid, self.domain.name)
+        if saver:
+            raise self.error(
+                SuspendInProgress,
+                f"is being saved or migrated at this moment, by {saver}. Let that end",
+            )
+        if suspended:
             raise self.error(
                 AlreadySuspended,
                 f"is suspended already, by xenpm or in a save or migration. {_WHOSE}",
@@ -446,6 +542,14 @@ class _Suspend:
                 "stopped the model. Nothing was touched",
             )
 
+    def hold_watchers(self) -> Machine[None]:
+        try:
+            yield from hold_watchers(self.domain, self.now)
+        except Cancelled:
+            raise self.error(
+                SuspendCancelled, "its suspension was cancelled; nothing was touched"
+            ) from None
+
     def request(self) -> Machine[None]:
         offered = yield Read(suspend_channel(self.domain))
         port = None if offered is None else number(offered, _MOST_PORT)
@@ -470,10 +574,17 @@ class _Suspend:
         try:
             yield NotifySuspend(self.domain.domid, port)
         except HypercallError as error:
+            if error.errno == errno.EBUSY:
+                raise self.error(
+                    SuspendInProgress,
+                    "somebody else is using its event channel for suspending, as a save or a "
+                    "migration does. Let that end",
+                ) from error
             if error.errno != errno.EINVAL:
                 raise
             # A guest may write there what it likes, and is not to hold up the host's sleep with it.
-            _log.warning("%s: %s is no event channel", self.domain, suspend_channel(self.domain))
+            path = suspend_channel(self.domain)
+            _log.warning("%s: %s could not be used as an event channel", self.domain, path)
             return False
         return True
 
@@ -582,7 +693,7 @@ class _Suspend:
     def suspended(self) -> Machine[Suspension]:
         """It has suspended.  Unless that is wanted, it must not stay so."""
         if (yield from self.take_back()):
-            raise self.not_by_us()
+            raise (yield from self.not_by_us())
         self.acknowledge()
         self.phase = Phase.SUSPENDED
         suspended = self.now()
@@ -604,7 +715,7 @@ class _Suspend:
             )
         if self.model_told:
             yield from _continue_model(self.domain, self.now)
-        yield from _resume_in_place(self.domain)
+        yield from resume_in_place(self.domain)
         if self.unstopped is not None:
             raise self.error(
                 SuspendError,
@@ -629,7 +740,13 @@ class _Suspend:
         """The guest has suspended: stop its device model.  If that fails, it must not stay so."""
         self.model_told = True
         answer = yield from model.ask(self.domain, "stop", self.now)
-        self.has_suspended((yield from look(self.domain)))  # or raises: time has passed
+        if not self.has_suspended((yield from look(self.domain))):  # or raises: time has passed
+            answer = yield from model.ask(self.domain, "cont", self.now)
+            without = "" if answer.status == model.RUNNING else f"; its device model {answer}"
+            raise self.error(
+                SuspendInProgress,
+                f"had suspended, and somebody else has resumed it at that moment{without}",
+            )
         if answer.status != model.PAUSED:
             self.ending, self.unstopped = SuspendError, answer
 
@@ -642,7 +759,7 @@ class _Suspend:
             return
         info = yield from look(self.domain)
         if self.has_suspended(info):
-            raise self.not_by_us()
+            raise (yield from self.not_by_us())
         if ending is SuspendNotCompleted:
             advice = (
                 "It is paused: unpause it first"
@@ -670,8 +787,10 @@ class _Suspend:
         except CALL_ERRORS as second:
             raise self.unknown(second) from failure
 
-    def not_by_us(self) -> SuspendError:
+    def not_by_us(self) -> Machine[SuspendError]:
         """The error for a guest that suspended and had not taken our request: leave it alone."""
+        # Whoever did it resumes it without us, or destroys it.
+        yield from let_go(self.domain, whatever=True)
         return self.error(
             SuspendInProgress,
             "is suspended, but without having taken the request, which has been taken back: "

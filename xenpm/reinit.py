@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from . import protocol
+from . import heavy, protocol
 from .actions import (
     AllocateChannel,
     Cancelled,
@@ -54,6 +54,7 @@ from .errors import (
     NotSuspended,
     ReinitNotSupported,
     ResumeError,
+    XenError,
     store_error,
 )
 from .pci import number, shown
@@ -123,33 +124,51 @@ class _Reinit:
         self.step_began = 0
         self.deadline = 0  # of the backends
         self.ours = True  # the pause that the domain is under while its ground is laid
+        self.inherited = False  # it was that of another process, which did not end this
 
     # -- the conversation
 
     def run(self, reason: str) -> Machine[Resumption]:
-        began = self.now()
         if not (yield Lock(self.domain.domid)):
             raise self.error("another process is suspending or resuming it at this moment")
+        try:
+            return (yield from self.start_over(reason))
+        except Exception:
+            yield from protocol.let_go(self.domain)
+            raise
+
+    def start_over(self, reason: str) -> Machine[Resumption]:
+        began = self.now()
         info = yield from self.look()
         before = yield from started_over(self.domain, info)
         doing = before.doing
         self.check_state(info, doing)
         self.pv = info.type is DomainType.PV
-        self.ours = before.pause == _OURS if doing in (_GROUND, _RUN) else not info.paused
+        self.inherited = doing in (_GROUND, _RUN) and before.pause == _OURS
+        self.ours = self.inherited or not info.paused
         self.using = before.using
         if info.suspended:
-            yield from self.prepare(info, allowed=self.force or doing != "")
+            yield from protocol.check_not_saved(self.domain)
+            yield from self.prepare(info, doing)
             if not doing:
                 self.using = tuple(map(_name, filter(_connected, self.devices)))
+            if info.type is DomainType.HVM:
+                self.devices = [each for each in self.devices if not _served_by_model(each)]
             yield from self.walk_back(begun=doing != "")
-            yield from self.clear(info)
-            yield from self.lay_ground()
+            if info.type is DomainType.HVM:
+                yield from self.rebuild()
+            else:
+                yield from self.clear()
+                yield from self.lay_ground()
         elif doing == _GROUND and not self.pv:  # a PV domain leaves its suspension at the end of it
             yield from self.read_rings()
             yield from self.lay_ground()
-        yield from self.let_run()
+        if info.type is not DomainType.HVM:
+            yield from self.let_run()
+        yield from protocol.let_go(self.domain, whatever=True)
         running = self.now()
-        problems = yield from self.see_connected()
+        # one that stays paused connects nothing
+        problems = (yield from self.see_connected()) if self.ours else []
         return Resumption(
             self.domain,
             cooperative=False,
@@ -165,6 +184,16 @@ class _Reinit:
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
         return info
+
+    def look_after(self, error: CallError) -> Machine[DomainInfo]:
+        """How it is after a call has failed."""
+        try:
+            return (yield from self.look())
+        except CALL_ERRORS as second:
+            raise self.error(
+                f"{error}; then {second}, so its state is unknown (step {self.step}). When the "
+                "cause is mended, resume it with cooperative=False again; do not unpause it"
+            ) from error
 
     def error(self, message: str) -> ResumeError:
         return ResumeError(self.domain, message)
@@ -203,6 +232,12 @@ class _Reinit:
             raise NotSuspended(
                 self.domain, f"is {info.state.value}, in the middle of being started over"
             )
+        if info.type is DomainType.HVM and info.paused:
+            raise self.error(
+                "is paused in the middle of being started over by libxl. Wait for the process that "
+                "does it; if there is none any more, what is left of it cannot go on: destroy it, "
+                "and create it anew"
+            )
         if doing == _DEVICES or not info.paused:
             raise self.error(
                 "was set running by somebody else in the middle of being started over, with its "
@@ -210,8 +245,9 @@ class _Reinit:
                 f"If it works all the same: xenstore-rm {self.note}"
             )
 
-    def prepare(self, info: DomainInfo, *, allowed: bool) -> Machine[None]:
-        """Everything that can be refused before anything is touched."""
+    def prepare(self, info: DomainInfo, doing: str = "") -> Machine[None]:
+        """Everything that can be refused before anything is touched, or anything more."""
+        allowed = self.force or doing != ""
         if info.type is DomainType.PV and not allowed:
             raise ReinitNotSupported(
                 self.domain,
@@ -219,11 +255,23 @@ class _Reinit:
                 "lets it do but once: started over, Linux panics. Nothing was touched; resume it "
                 "cooperatively, or with force=True if you know that its kernel does no such thing",
             )
-        if info.type is DomainType.HVM:
+        if info.type is DomainType.HVM and not allowed:
             raise ReinitNotSupported(
                 self.domain,
-                "is an HVM guest, whose device model would have to start over with it; that is not "
-                "there yet. Nothing was touched",
+                "is an HVM guest: only libxl can start it over, with a new device model, and "
+                "destroys it should that fail. Nothing was touched; resume it cooperatively, or "
+                "with force=True if that may happen",
+            )
+        if info.type is DomainType.HVM and info.paused and doing:
+            raise self.error(
+                "is paused, as it is while libxl starts it over. Wait for the process that does "
+                "it; if there is none any more: unpause it, and resume it again"
+            )
+        if info.type is DomainType.HVM and info.paused:
+            raise ReinitNotSupported(
+                self.domain,
+                "is paused, and libxl would set it running when it starts it over. Nothing was "
+                "touched; unpause it first",
             )
         domid = self.domain.domid
         yield from self.read_rings()
@@ -242,6 +290,8 @@ class _Reinit:
         self.devices = [each for each in devices if (each.kind, each.devid) != ("console", 0)]
         for device in self.devices:
             yield from self.check_device(device)
+        if info.type is not DomainType.HVM:
+            self.check_ports()
 
     def read_rings(self) -> Machine[None]:
         """What xenstore says of both rings; after the reset it would be too late to find out."""
@@ -255,6 +305,8 @@ class _Reinit:
                 (yield from self.read_number(f"{self.home}/{end}/ring-ref", 1, _LARGEST)),
                 (yield from self.read_number(servers[end], 0, _LAST_DOMID, missing=0)),
             )
+
+    def check_ports(self) -> None:
         ports = [self.rings[end].port for end in _ENDS]
         if sorted(ports) != [1, 2]:
             # These are what Xen gives out after a reset, and Linux goes on with the console's.
@@ -348,23 +400,28 @@ class _Reinit:
             ) from error
 
     def close(self, devices: Iterable[Device], *, again: bool) -> Machine[None]:
-        """Have backends close, and wait for a frontend again; one that is closed only the latter.
+        """Have backends close, and wait for a frontend again.
 
-        Told to close once more, that one would at times be on its way when the next state comes.
+        One that is closed only does the latter: told to close once more, it would at times be on
+        its way when the next state comes.
 
         Args:
             devices: theirs.
             again: whether they have done it before, and were still at work after that.
         """
         open_ = [each for each in devices if each.backend_state is not XenbusState.CLOSED]
-        for state in (XenbusState.CLOSING, XenbusState.CLOSED):
-            for device in open_:
-                yield self.put(f"{device.frontend}/state", b"%d" % state)
-        yield from self.wait_for(open_, XenbusState.CLOSED, _AT_WORK if again else "do not close")
+        yield from self.shut(open_, _AT_WORK if again else "do not close")
         for device in devices:
             yield self.put(f"{device.frontend}/state", b"%d" % XenbusState.INITIALISING)
         problem = _AT_WORK if again else "do not open again"
-        yield from self.wait_for(devices, XenbusState.INIT_WAIT, problem)
+        yield from self.wait_for(_begun(devices), XenbusState.INIT_WAIT, problem)
+
+    def shut(self, devices: Iterable[Device], problem: str) -> Machine[None]:
+        begun = _begun(devices)
+        for state in (XenbusState.CLOSING, XenbusState.CLOSED):
+            for device in begun:
+                yield self.put(f"{device.frontend}/state", b"%d" % state)
+        yield from self.wait_for(begun, XenbusState.CLOSED, problem)
 
     def wait_for(
         self, devices: Iterable[Device], state: XenbusState, problem: str
@@ -436,10 +493,12 @@ class _Reinit:
     def half_closed(self, why: str) -> ResumeError:
         return self.error(f"{why}; {_LOST_ON_THE_WAY}")
 
-    def clear(self, info: DomainInfo) -> Machine[None]:
+    def clear(self) -> Machine[None]:
         """Pause it, and clear what Xen has of it; a PVH domain leaves its suspension with that."""
         self.begin("reset")
         try:
+            info = yield from self.look()  # its toolstack may have paused or unpaused it meanwhile
+            self.ours = self.inherited or not info.paused
             yield self.write_note(_GROUND)
             if not info.paused:
                 yield Pause(self.domain.domid)
@@ -450,14 +509,54 @@ class _Reinit:
 
     def not_cleared(self, error: CallError) -> Machine[ResumeError]:
         """The error for a domain that could not be cleared; our pause is taken back."""
-        info = yield from self.look()
+        info = yield from self.look_after(error)
         if not info.suspended:
             return self.error(f"{error}; it has ended with that: it is {info.state.value}")
         if self.ours and info.paused:
             try:
                 yield Unpause(self.domain.domid)
+                yield self.write_note(_DEVICES)  # a pause that it has from now on is not ours
             except CALL_ERRORS as second:
                 return self.half_closed(f"{error}; then {second}, so it is also paused")
+        return self.half_closed(str(error))
+
+    def rebuild(self) -> Machine[None]:
+        """Have libxl do the rest with an HVM guest."""
+        domid = self.domain.domid
+        try:
+            # libxl waits for those that are not closed, and nobody else would close them
+            yield from self.shut(self.devices, "do not close")
+            yield Pause(domid)  # it must not run before it has a device model
+        except CALL_ERRORS as error:
+            raise self.half_closed(str(error)) from error
+        self.begin("libxl")
+        try:
+            yield from heavy.start_over(self.domain, self.now)
+        except XenError as error:
+            raise (yield from self.not_rebuilt(error)) from error
+        info = yield from self.look()
+        if info.paused:
+            try:
+                yield Unpause(domid)
+            except CALL_ERRORS as error:
+                raise self.error(
+                    f"{error}; it has started over, but is paused: unpause it"
+                ) from error
+        self.end()
+
+    def not_rebuilt(self, error: XenError) -> Machine[ResumeError]:
+        """The error for an HVM guest that libxl could not start over."""
+        info: DomainInfo | None = yield from look(self.domain)
+        if info is None or info.dying:
+            return self.error(f"{error}; libxl has destroyed it with that")
+        if not info.suspended:
+            return self.error(
+                f"{error}; what is left of it cannot go on: destroy it, and create it anew"
+            )
+        try:
+            yield Unpause(self.domain.domid)
+        except CALL_ERRORS as second:
+            return self.half_closed(f"{error}; then {second}, so it is also paused")
         return self.half_closed(str(error))
 
     # -- while the guest is paused
@@ -531,7 +630,7 @@ class _Reinit:
             if self.ours and info.paused:
                 yield Unpause(domid)
         except CALL_ERRORS as error:
-            info = yield from self.look()
+            info = yield from self.look_after(error)
             if not info.paused:
                 raise self.note_stands(error) from error
             raise self.error(
@@ -594,6 +693,16 @@ def _name(device: Device) -> str:
     return f"{device.kind}/{device.devid}"
 
 
+def _begun(devices: Iterable[Device]) -> list[Device]:
+    """Those whose backends have begun; others have nothing to close, and may hear no frontend."""
+    return [each for each in devices if each.backend_state is not XenbusState.INITIALISING]
+
+
+def _served_by_model(device: Device) -> bool:
+    """Whether an HVM guest's device model is the backend, which ends when libxl starts it over."""
+    return device.backend.split("/")[-3] in {"qdisk", "vkbd", "vfb"}
+
+
 def _connected(device: Device) -> bool:
     return device.frontend_state is device.backend_state is XenbusState.CONNECTED
 
@@ -623,6 +732,7 @@ def resume(
     """
     info = yield from look(domain)
     if info is None:
+        yield from protocol.let_go(domain)
         raise NoSuchDomain(f"{domain} is gone")
     doing = (yield from started_over(domain, info)).doing
     chosen = False
@@ -670,7 +780,7 @@ def supports_reinit(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
     """Whether the guest can be started over, and what tells so."""
     check = _Reinit(domain, lambda: 0, 0, force=False)
     try:
-        yield from check.prepare(info, allowed=False)
+        yield from check.prepare(info)
     except ReinitNotSupported as error:
         return Support(False, error.message)
     kinds = sorted({each.kind for each in check.devices})

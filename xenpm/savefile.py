@@ -22,6 +22,7 @@ from .types import DomainType
 __all__ = ["SavedDomain", "header", "open_checked", "read"]
 
 MAGIC = b"Xen saved domain, xl format\n \0 \r"
+_LIBVIRT = b"libvirt-xml\n \0 \r"  # LIBXL_SAVE_MAGIC of libvirt
 _HEADER = struct.Struct("=32sIIII")  # magic, byte order, mandatory and optional flags, length
 _BYTE_ORDER = 0x01020304
 _JSON, _STREAM_V2 = 1, 2  # the mandatory flags
@@ -159,6 +160,8 @@ class _Reader:
     def config(self) -> str:
         """The header of xl, and the configuration behind it."""
         magic = self.take(min(len(MAGIC), self._size), "xl's header")
+        if magic.startswith(_LIBVIRT):
+            raise self.error("was saved by libvirt; restore it with 'virsh restore'")
         if not MAGIC.startswith(magic):
             raise self.error("is no domain saved by xl or xenpm: it begins with other bytes")
         self._at = 0

@@ -122,12 +122,12 @@ class DomainReport:
     """The story of one domain."""
 
     entry: PlanEntry
-    outcome: Outcome = Outcome.UNTOUCHED
+    outcome: Outcome = Outcome.UNTOUCHED  #: what it is now
     error: XenError | None = None  #: why it was not suspended
-    suspension: Suspension | None = None
-    saving: Saving | None = None
+    suspension: Suspension | None = None  #: how long it took; None: it was not suspended
+    saving: Saving | None = None  #: its file; None: it was not saved
     restored: DomainRef | None = None  #: what the domain is since it was made anew of its file
-    resumption: Resumption | None = None
+    resumption: Resumption | None = None  #: how it was resumed; None: it was not
     hooks: list[HookResult] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  #: what is not as it should be, in words
 
@@ -789,6 +789,8 @@ class _Transaction:
             each.missing(_words(error))
         except SaveError as error:
             each.report.error = error
+            if not error.state_known:
+                each.lost(_words(error))
         else:
             yield from self.is_saved(each, done)
 
@@ -912,8 +914,6 @@ def _connected(device: Device) -> bool:
 
 def _settled(error: XenError | None) -> bool:
     """Whether a domain whose suspension has failed surely runs on."""
-    if isinstance(error, SaveError):
-        return True
     if isinstance(error, SuspendError):
         return error.state_known and error.phase is not Phase.ACKNOWLEDGED
     return error is None or isinstance(error, CALL_ERRORS)

@@ -30,6 +30,7 @@ from .journal import FileJournal
 from .ports import Hypervisor, Ports
 from .power import SystemPower
 from .qmp import QmpModels
+from .watchers import XlWatchers
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -57,6 +58,7 @@ _REBUILD = (
     "'pip install --force-reinstall --no-cache-dir'"
 )
 _LONGEST_WAIT_NS = 86_400 * 1_000_000_000  # poll(2) takes an int of milliseconds
+_XL_IS_RIGHT = (4, 20)  # the release whose xl knows that a suspended domain may go on
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 RUN_DIRECTORY = Path("/run/xenpm")
 
@@ -291,6 +293,7 @@ def open_ports() -> Ports:
         SystemJobs(),
         FileJournal(RUN_DIRECTORY / "journal"),
         QmpModels(),
+        XlWatchers(RUN_DIRECTORY / "watchers", needed=hypervisor.version() < _XL_IS_RIGHT),
     )
 
 

@@ -55,8 +55,10 @@ def assert_released(xen: FakeXen) -> None:
 
 
 def assert_nothing_left(xen: FakeXen) -> None:
-    """No watch, lock, transaction or request is left, and no guest was harmed."""
+    """No watch, lock, transaction or request is left, and no guest was harmed or forgotten."""
     assert_released(xen)
+    for domid, _ in xen.held:
+        assert xen.guests[domid].suspended, "a process of xl is held for nothing"
     for guest in xen.guests.values():
         assert not guest.corrupted, f"{guest.name}: {guest.corrupted}"
         if guest.running or guest.suspended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ settings.load_profile("quick")
 def pytest_configure() -> None:
     if not faulthandler.is_enabled():
         faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
 
 
 def pytest_report_header() -> str:

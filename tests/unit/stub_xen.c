@@ -137,6 +137,7 @@ int xc_suspend_evtchn_init_exclusive(xc_interface *xch, xenevtchn_handle *xce, u
 int xc_suspend_evtchn_release(xc_interface *xch, xenevtchn_handle *xce, uint32_t domid, int port,
                               int *lock)
 { return 0; }
+DOMAIN_CALL(xc_domain_subscribe_for_suspend, evtchn_port_t port)
 DOMAIN_CALL(xc_domain_shutdown, int reason)
 DOMAIN_CALL(xc_domain_resume, int fast)
 DOMAIN_CALL(xc_hvm_param_get, uint32_t param, uint64_t *value)
@@ -292,6 +293,12 @@ int libxl_domain_destroy(libxl_ctx *ctx, uint32_t domid, const libxl_asyncop_how
 int libxl_domain_config_from_json(libxl_ctx *ctx, libxl_domain_config *config, const char *text)
 {
     return strcmp(text, "{}") ? ERROR_FAIL : 0;
+}
+
+int libxl_domain_soft_reset(libxl_ctx *ctx, libxl_domain_config *config, uint32_t domid,
+                            const libxl_asyncop_how *how, const libxl_asyncprogress_how *console)
+{
+    return how ? ERROR_INVAL : answer_of_libxl(__func__);
 }
 
 int libxl_domid_valid_guest(uint32_t domid)

@@ -51,6 +51,11 @@ def test_note(notes: bytes, expected: bool, wide: bool) -> None:
     assert suspend_cancel(io.BytesIO(image(notes, wide=wide))) is expected
 
 
+@pytest.mark.parametrize("loader", [b"GRUB\0", b"Mini-OS\0"])
+def test_loader_says_nothing_of_what_it_loads(loader: bytes) -> None:
+    assert suspend_cancel(io.BytesIO(image(note(b"Xen\0", 6, loader)))) is None
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"MZ" + bytes(1000), b"\x7fELF", b"\x7fELF\x02\x02" + bytes(100)],

@@ -88,6 +88,8 @@ def call(kind, name, arguments):
             getattr(handles[kind], name)(*arguments)
     except xenpm.XenError:
         pass
+    finally:
+        os.write(reached, b"e")
 
 for kind, methods in (
     (Xenctrl, HYPERCALLS), (Xenstore, REQUESTS), (Xenlight, LIBXL_CALLS)
@@ -96,10 +98,13 @@ for kind, methods in (
     for name, arguments in calls.items():
         thread = threading.Thread(target=call, args=(kind, name.partition(" ")[0], arguments))
         thread.start()
-        os.read(from_call, 1)  # it waits in C, and this thread runs on
-        print(kind.__name__, name, flush=True)
-        os.write(to_call, b"x")
+        stops = 0
+        while os.read(from_call, 1) != b"e":  # it waits in C, and this thread runs on
+            stops += 1
+            os.write(to_call, b"x")
         thread.join()
+        if stops:
+            print(kind.__name__, name, flush=True)
 """
 
 
@@ -238,6 +243,10 @@ def attempt(verb, *arguments):
     except (xenpm.XenlightError, RuntimeError, ValueError) as error:
         return error
 
+print(attempt(context.soft_reset, *OPERATIONS["soft_reset"]), attempt(context.soft_reset, 1, "{"))
+variable("error").value = -8
+print(attempt(context.soft_reset, *OPERATIONS.pop("soft_reset")))
+variable("error").value = 0
 for name, arguments in OPERATIONS.items():
     variable("outcome").value = 1
     getattr(context, name)(*arguments)
@@ -272,6 +281,9 @@ def test_operations_of_libxl(stub: Path) -> None:
     """One at a time, waited for in steps; the first message of an error is the one to tell."""
     lines = iter(run(stub, LIBXL_OPERATIONS))
     assert next(lines) == "-1"  # it may fork
+    # the one that returns at its end
+    assert next(lines) == "None libxl_domain_soft_reset: Input/output error"
+    assert next(lines) == "libxl_domain_soft_reset: Connection timed out (it was made to fail)"
     for name, call in C_NAMES.items():
         busy = f"{call} is under way: wait for its end first"
         created = 7 if name in ("restore", "resume", "unpause", "destroy") else None

@@ -196,6 +196,23 @@ def test_model_that_does_not_go_on(guest: FakeGuest, model: FakeModel, web: xenp
     assert_safe(guest)
 
 
+def test_somebody_resumes_it_while_the_model_stops(
+    guest: FakeGuest, model: FakeModel, host: xenpm.Host
+) -> None:
+    """It must not go on running with a model that stands still."""
+
+    def resume() -> None:
+        guest.resume(True)
+        guest.xen.toolstack.resume_domain(guest.domid)
+
+    guest.xen.before("ask", resume, nth=2)
+    with pytest.raises(xenpm.SuspendInProgress, match="somebody else has resumed it"):
+        host.domain("web").suspend()
+    assert guest.running
+    assert model.status == "running"
+    guest.corrupted = ""  # that it ran so for a moment was the doing of who resumed it
+
+
 def test_guest_destroyed_while_the_model_stops(guest: FakeGuest, web: xenpm.Domain) -> None:
     guest.xen.before("ask", guest.destroy, nth=2)
     with pytest.raises(xenpm.SuspendInterrupted, match="destroyed"):

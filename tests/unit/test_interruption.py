@@ -21,7 +21,7 @@ import xenpm
 from xenpm import engine
 from xenpm.testing import MS, SECOND, FakeXen
 
-from .checks import assert_nothing_left, assert_runs_on
+from .checks import assert_nothing_left, assert_released, assert_runs_on
 
 
 class Alarm(Exception):
@@ -184,9 +184,11 @@ def test_again_ends_the_watch(
     assert xen.now_ns == began + 20 * MS
     assert "may yet suspend" in caplog.text
     assert guest.running
-    assert_nothing_left(xen)
+    assert guest.watcher_held, "should it suspend, xl must not see it"
+    assert_released(xen)
     xen.settle()
     assert guest.suspended
+    assert_nothing_left(xen)
     host.domain("web").resume()
     assert host.domain("web").suspend().total_ns == SECOND + MS
 
@@ -365,6 +367,9 @@ def test_again_still_resumes_those_already_suspended(xen: FakeXen, host: xenpm.H
         host.suspend_each(host.domains())
     assert (quick.suspensions, quick.resumptions) == (1, 1)
     assert slow.running
+    assert xen.held
+    with xenpm.Host(ports=xen.ports()):
+        assert not xen.held
     assert_runs_on(quick)
 
 
@@ -400,7 +405,7 @@ def test_guest_that_cannot_even_be_looked_at_is_named(
     xen.add_guest("slow", suspend_ns=None)
     domains = host.domains()
     xen.after(500 * MS, interrupt)
-    xen.fail("domain_info", errno.EIO, nth=5)  # two before, two at the slow one
+    xen.fail("domain_info", errno.EIO, nth=6)  # two before, three at the slow one
     with pytest.raises(KeyboardInterrupt):
         host.suspend_each(domains)
     assert quick.suspended

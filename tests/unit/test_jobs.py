@@ -98,6 +98,25 @@ def test_a_signal_reaches_all_that_it_has_started() -> None:
     job.close()
 
 
+def test_one_that_is_to_be_left_looks_itself_after_what_it_has_started() -> None:
+    script = "trap 'echo told; wait' TERM; sleep 300 & echo $!; wait; wait"
+    job = SystemJobs().run((SH, "-c", script), os.environ, leave=True)
+    while b"\n" not in job._output:
+        select.select(job.descriptors, [], [], DEADLINE)
+        job.work()
+    child = os.pidfd_open(int(job._output))
+    job.signal(signal.SIGTERM)
+    while b"told" not in job._output:
+        select.select(job.descriptors, [], [], DEADLINE)
+        job.work()
+    assert not select.select([child], [], [], 0)[0]
+    job.signal(signal.SIGKILL)
+    assert select.select([child], [], [], DEADLINE)[0]
+    os.close(child)
+    finish(job)
+    job.close()
+
+
 def test_close_kills_what_runs() -> None:
     job = SystemJobs().run((SH, "-c", "sleep 300"), os.environ)
     watched = os.pidfd_open(job._pid)

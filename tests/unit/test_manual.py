@@ -10,16 +10,18 @@ import asyncio
 import doctest
 import inspect
 import re
+import shlex
 import signal
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import xenpm
-from xenpm import aio
+from xenpm import aio, cli
 from xenpm.testing import MS, SECOND, FakeXen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +35,7 @@ NEEDS_XEN = [  # the beginnings of what cannot run here
     'domain = xenpm.Domain("web1")\ndomain.suspend(lightweight=False',  # libxl; see test_heavy.py
 ]
 _RST = re.compile(r"\.\. code-block:: (?:python|pycon)\n((?:\n|[ ]+.*\n)*)")
+_COMMAND = re.compile(r"python -m xenpm ([^`\n|>&;)]+)")
 _MARKDOWN = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -100,3 +103,14 @@ def test_the_exceptions_are_still_there() -> None:
         for block in _RST.findall((ROOT / page).read_text())
     )
     assert [each for each in NEEDS_XEN if each not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_a_page(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line takes them; ``python -m xenpm resume`` alone is the verb's name."""
+    for said in _COMMAND.findall((ROOT / page).read_text()):
+        words = shlex.split(said, comments=True)
+        if len(words) > 1 or words[0] == "list":
+            with suppress(SystemExit):  # of --help, too
+                cli._parser().parse_args(words)
+            assert not capsys.readouterr().err, said

@@ -152,6 +152,7 @@ def test_calls_per_guest_are_constant(apart_ns: int) -> None:
         # What comes once for all, and the looks for events, which are no requests.
         assert calls.pop("watch") - count == 1
         assert calls.pop("unwatch") - count == 1
+        assert calls.pop("held") == 1
         assert calls.pop("check_watch") <= 8 * count + 4
         assert calls.pop("domain_list") <= count + 1
         assert calls.pop("wait") <= 3 * count + 2

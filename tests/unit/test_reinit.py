@@ -15,7 +15,7 @@ from xenpm.testing import MS, SECOND, FakeGuest, FakeXen
 from xenpm.testing.devices import CONNECTED
 from xenpm.testing.guests import CALLBACK_IRQ
 
-from .checks import Killed, assert_nothing_left, assert_released
+from .checks import Killed, assert_nothing_left, assert_released, outcome_of
 
 STEPS = ["devices", "reset", "channels", "grants", "store", "run"]
 NOTE = "/local/domain/1/xenpm/reinit"
@@ -147,6 +147,21 @@ def test_device_that_was_not_connected_is_not_waited_for(xen: FakeXen, host: xen
     resumption = host.domain("web").resume(cooperative=False)
     assert (resumption.problems, resumption.check_ns) == ((), 0)
     assert not guest.corrupted
+
+
+def test_backend_that_has_not_begun_is_not_waited_for(xen: FakeXen, host: xenpm.Host) -> None:
+    """As QEMU leaves the screen of a PVH guest at times; it does not hear the frontend at all."""
+    guest = suspended(xen)
+    screen = guest.backends[0]
+    xen.toolstack.write(f"{screen.frontend}/state", b"3")
+    xen.toolstack.write(f"{screen.path}/state", b"1")
+    screen.close_ns = screen.connect_ns = None
+    guest.channels[screen.port] = None
+    resumption = host.domain("web").resume(cooperative=False)
+    assert (resumption.problems, resumption.check_ns) == ((), 0)
+    assert not guest.corrupted
+    assert xen.toolstack.read(f"{screen.path}/state") == b"1"
+    assert xen.toolstack.read(f"{guest.backends[1].path}/state") == b"4"
 
 
 def test_guest_that_ends_while_it_connects(xen: FakeXen, host: xenpm.Host) -> None:
@@ -500,13 +515,66 @@ def test_cancelled(xen: FakeXen, host: xenpm.Host) -> None:
 # -- any call that fails, a process killed at any call
 
 
+def test_unpaused_between_two_tries(xen: FakeXen, host: xenpm.Host) -> None:
+    """The note of the first says that its toolstack had it paused; that does not hold any more."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    domain.pause()
+    xen.fail("soft_reset", errno.EIO)
+    with pytest.raises(xenpm.ResumeError):
+        domain.resume(cooperative=False)
+    guest.unpause()
+    domain.resume(cooperative=False)
+    assert_started_over(guest)
+
+
+def test_paused_between_two_tries(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("soft_reset", errno.EIO)
+    with pytest.raises(xenpm.ResumeError):
+        domain.resume(cooperative=False)
+    guest.pause()
+    before = xen.now_ns
+    done = domain.resume(cooperative=False)
+    assert done.problems == ()
+    assert xen.now_ns - before < SECOND  # one that stays paused is not waited for
+    assert guest.pause_count == 1
+    guest.unpause()
+    assert_started_over(guest)
+
+
+def test_unpaused_while_its_devices_close(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    guest.pause()
+    xen.after(MS, guest.unpause)
+    host.domain("web").resume(cooperative=False)
+    assert_started_over(guest)
+
+
+@pytest.mark.parametrize("nth", range(1, 12))
+def test_all_calls_fail_from_one_on(xen: FakeXen, host: xenpm.Host, nth: int) -> None:
+    """Once it is touched the error says what state it is in, or that this is not known."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("domain_info", errno.EIO, nth=nth, times=None)
+    xen.fail("soft_reset", errno.EIO)
+    outcome = outcome_of(lambda: domain.resume(cooperative=False))
+    if NOTE in xen.store.nodes:
+        assert isinstance(outcome, xenpm.ResumeError)
+    xen.stop_failing()
+    if guest.suspended:
+        domain.resume(cooperative=None if NOTE in xen.store.nodes else False)
+    assert_started_over(guest)
+
+
 def calls_of_a_good_run() -> Counter[str]:
     xen = FakeXen()
     suspended(xen)
-    host = xenpm.Host(ports=xen.ports())
-    domain = host.domain("web")
+    connection = xenpm.Host(ports=xen.ports())._connection
+    machine = connection.resumptions([connection.find("web")], False)[0]
     before = xen.calls.copy()
-    domain.resume(cooperative=False)
+    connection.transact(machine, [])
     return xen.calls - before
 
 

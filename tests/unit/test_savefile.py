@@ -92,6 +92,7 @@ def in_libxc(*records: bytes) -> bytes:
     [
         (b"#!/bin/sh\n" * 30, "begins with other bytes"),
         (b"Xen", "is cut off"),
+        (b"libvirt-xml\n \0 \r\2\0\0\0\0\4\0\0<domain type='xen'", "virsh restore"),
         (whole()[:32] + b"\4\3\2\1"[::-1] + whole()[36:], "another byte order"),
         (whole()[:36] + b"\7\0\0\0" + whole()[40:], "newer xl"),
         (whole()[:36] + b"\1\0\0\0" + whole()[40:], "Xen 4.5"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import xenpm
-from xenpm import OnFailure, Outcome, Policy, Rule, Settings
+from xenpm import OnFailure, Outcome, Phase, Policy, Rule, Settings
 from xenpm.testing import SECOND, FakeGuest, FakeXen
 
 from .checks import killed
-from .fake_worker import SIZE, FakeWorker
+from .fake_worker import SIZE, FakeWorker, Saved
 from .test_sleep import assert_all_run, drivers, outcomes
 
 pytestmark = pytest.mark.usefixtures("nothing_installed")
@@ -102,6 +102,34 @@ def test_save_that_fails(
         assert xen.calls["sleep"] == 1
         assert "was paused, for it could not be suspended" in report.problems[0]
     assert web.running
+    assert_all_run(xen)
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_saved_but_not_destroyed(
+    xen: FakeXen, host: xenpm.Host, web: FakeGuest, settings: Settings, on_failure: OnFailure
+) -> None:
+    """It is suspended beside its complete file: nobody may take it for one that runs."""
+    worker = FakeWorker(xen)
+    ref = host.domain("web").ref
+    worker.refusal = xenpm.SaveError(ref, "could not be destroyed", phase=Phase.SUSPENDED)
+    worker.refusal.state_known = False
+    web.suspend()
+    path = str(settings.save_directory / f"{web.info.uuid}.save")
+    script = {"uuid": web.info.uuid, "type": web.info.type}
+    worker.files[path] = Saved("web", script)
+    web.resume(True)
+    xen.before("run", web.suspend)
+    rules = {host.domain("web"): Rule(Policy.SAVE, on_failure)}
+    with pytest.raises(xenpm.HostSuspendError, match="could not be destroyed") as caught:
+        host.suspend(settings=settings, rules=rules)
+    assert not caught.value.rolled_back
+    assert outcomes(caught.value.report)["web"] is Outcome.LOST
+    assert xen.journal
+    worker.refusal = None
+    assert host.recover() is not None
+    assert host.domain("web").state is xenpm.DomainState.RUNNING
+    assert worker.files == {}
     assert_all_run(xen)
 
 

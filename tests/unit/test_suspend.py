@@ -145,7 +145,7 @@ def test_channel_that_another_has(xen: FakeXen, host: xenpm.Host) -> None:
     guest = xen.add_guest("web")
     guest.offer_channel()
     xen.fail("suspend_evtchn_notify", errno.EBUSY)
-    with pytest.raises(xenpm.HypercallError, match="xc_suspend_evtchn_init_exclusive"):
+    with pytest.raises(xenpm.SuspendInProgress, match="somebody else is using its event channel"):
         suspend(host)
     assert_runs_on(guest)
 
@@ -314,6 +314,15 @@ def test_light_or_heavy(xen: FakeXen, host: xenpm.Host, lightweight: object) -> 
 
 
 # -- requested
+
+
+@pytest.mark.parametrize(
+    ("timeout", "said"), [(0.5, "0.5 s"), (2, "2 s"), (3600, "3600 s"), (1234.5, "1234 s")]
+)
+def test_deadline_in_words(xen: FakeXen, host: xenpm.Host, timeout: float, said: str) -> None:
+    xen.add_guest("web", acknowledge_ns=None)
+    with pytest.raises(xenpm.SuspendNotAcknowledged, match=f"within {said};"):
+        host.domain("web").suspend(timeout=timeout)
 
 
 def test_never_acknowledged(xen: FakeXen, host: xenpm.Host) -> None:

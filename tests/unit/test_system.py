@@ -307,6 +307,29 @@ def test_poller_closes_its_pipe() -> None:
 
 @needs_extensions
 @needs_no_xen
+@pytest.mark.parametrize("module", ["xenpm", "xenpm.cli"])
+def test_import_loads_what_is_needed_only(module: str) -> None:
+    """A power script is started often, and on small machines."""
+    program = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "xenpm.engine" in loaded
+    heavy = {"asyncio", "importlib.metadata", "multiprocessing", "rich"}
+    assert not loaded & (heavy | {"xenpm.config", "xenpm.xlcfg", "xenpm._ext.xenctrl"})
+
+
+def test_what_is_loaded_on_demand() -> None:
+    program = "import xenpm; print(xenpm.config.__name__, xenpm.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"xenpm.config {xenpm.__version__}\n"
+    with pytest.raises(AttributeError, match="module 'xenpm' has no attribute 'nothing'"):
+        xenpm.nothing  # noqa: B018
+
+
 def test_no_xen_host() -> None:
     with pytest.raises(xenpm.NotXenHost, match=r"no hypervisor here.*xc_interface_open"):
         xenpm.Host()

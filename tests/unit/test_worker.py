@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,8 @@ class FakeXl:
         self.suspends = True
         self._end: Callable[[], None] = lambda: None
         self._left = 0
+        self._fd, self._stream = -1, b""
+        self._head = 40  # how much of it the helper has written after the first step
 
     def _begin(self, name: str, end: Callable[[], None]) -> None:
         assert self._left == 0, "another operation is under way"
@@ -57,6 +60,8 @@ class FakeXl:
         assert self._left > 0
         name = self.begun[-1]
         self.steps(name, self.length - self._left)
+        if name == "save" and self._left == self.length:
+            os.write(self._fd, self._stream[: self._head])  # the helper has begun
         self._left = 1 if self.aborted else self._left
         self._left -= 1
         if self._left:
@@ -73,11 +78,11 @@ class FakeXl:
     def save(self, domid: int, fd: int) -> None:
         if self.suspends:
             self.xen.guests[domid].suspend()
+        self._fd, self._stream = fd, save_files.libxl(xenpm.DomainType.PVH)
         self._begin("save", lambda: self._write(fd))
 
-    @staticmethod
-    def _write(fd: int) -> None:
-        os.write(fd, save_files.libxl(xenpm.DomainType.PVH))
+    def _write(self, fd: int) -> None:
+        os.write(fd, self._stream[self._head :])
 
     def resume(self, domid: int) -> None:
         self._begin("resume", lambda: self._resume(domid))
@@ -332,7 +337,7 @@ def test_somebody_else_is_at_it(
 def test_libxl_fails(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
     xl.fails["save"] = errno.EIO
     refused(work, xenpm.SaveError, r"was not saved: libxl_save.*made to fail.*it runs on")
-    assert xl.begun == ["save", "resume"]
+    assert xl.begun == ["save"]
     assert_unharmed(xen, web, work.path)
 
 
@@ -345,7 +350,7 @@ def test_guest_that_does_not_suspend_in_time(
     if late:
         xen.after(500 * MS, web.suspend)
     refused(work, xenpm.SaveError, "it runs on" if late else "should it yet suspend, resume it")
-    assert xl.begun == (["save", "resume"] if late else ["save"])
+    assert xl.begun == ["save"]
     assert_unharmed(xen, web, work.path)
 
 
@@ -369,14 +374,14 @@ def test_disk_fails(xl: FakeXl, web: FakeGuest, work: Work, failing: str) -> Non
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, failing, fail)
         refused(work, xenpm.SaveError, "No space left on device; it runs on")
-    assert xl.begun == ["save", "resume"]
+    assert xl.begun == ["save"]
     assert_unharmed(web.xen, web, work.path)
 
 
 def test_file_that_could_not_be_restored(
     xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xl, "_write", lambda fd: os.write(fd, b"LibxlFmt"))
+    monkeypatch.setattr(xl, "_write", lambda _fd: None)
     refused(work, xenpm.SaveError, r"is cut off.*it runs on")
     assert_unharmed(xen, web, work.path)
 
@@ -392,6 +397,57 @@ def test_cancelled(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, step: i
     assert_unharmed(xen, web, work.path)
 
 
+@pytest.mark.parametrize("suspends", [True, False])
+def test_cancelled_while_libxl_waits_for_the_device_model(
+    xen: FakeXen, xl: FakeXl, work: Work, monkeypatch: pytest.MonkeyPatch, suspends: bool
+) -> None:
+    """Aborted then, libxl crashes; it goes on with the first page, and the guest has suspended."""
+    guest = xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1024, type=xenpm.DomainType.HVM)
+    files: list[int] = []
+    aborted: list[bool] = []
+    save = xl.save
+
+    def save_there(domid: int, fd: int) -> None:
+        files.append(fd)
+        save(domid, fd)
+
+    def step(name: str, at: int) -> None:
+        if name != "save":
+            return
+        aborted.append(xl.aborted)
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if at == 3:
+            os.write(files[0], b"page")
+
+    monkeypatch.setattr(xl, "save", save_there)
+    xl.length, xl.steps, xl.suspends = 10, step, suspends
+    refused(work, xenpm.SuspendCancelled, "was not saved: it was cancelled; it runs")
+    assert aborted == [False] * (4 if suspends else 1) + [True]
+    assert_unharmed(xen, guest, work.path)
+
+
+def test_cancelled_before_libxl_has_its_helper(
+    xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Aborted then, libxl crashes; what it writes itself is not what the helper writes."""
+    aborted: list[bool] = []
+
+    def step(name: str, at: int) -> None:
+        if name == "save":
+            aborted.append(xl.aborted)
+            if at == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if at in (1, 3):
+                os.write(xl._fd, bytes(24))
+
+    xl.length, xl.steps = 10, step
+    monkeypatch.setattr(xl, "_head", 0)
+    refused(work, xenpm.SuspendCancelled, "was not saved: it was cancelled; it runs on")
+    assert aborted == [False] * 4 + [True]
+    assert_unharmed(web.xen, web, work.path)
+
+
 def test_cancelled_when_the_file_is_there(
     xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
 ) -> None:
@@ -403,15 +459,70 @@ def test_cancelled_when_the_file_is_there(
 def test_deadline(xl: FakeXl, web: FakeGuest, work: Work) -> None:
     with pytest.raises(xenpm.SaveError, match=r"its time is over; it runs on"):
         work("save", timeout=0)
-    assert xl.begun == ["save", "resume"]
+    assert xl.begun == ["save"]
     assert_unharmed(web.xen, web, work.path)
 
 
 def test_destroying_fails(xl: FakeXl, web: FakeGuest, work: Work) -> None:
     xl.fails["destroy"] = errno.EIO
-    refused(work, xenpm.SaveError, r"is saved in .*but could not be destroyed.*twice")
+    with pytest.raises(xenpm.SaveError, match=r"is saved in .*not be destroyed.*twice") as caught:
+        work("save")
+    assert not caught.value.state_known
     assert read(work.path).name == "web"
     assert web.suspended
+
+
+@pytest.mark.usefixtures("xl")
+def test_destroying_takes_longer_the_more_memory_there_is(
+    xen: FakeXen, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graces: list[float] = []
+    finish = worker._Worker.finish
+
+    def noted(self: Any, *given: Any, **named: Any) -> None:
+        graces.append(named.get("grace", 0))
+        finish(self, *given, **named)
+
+    monkeypatch.setattr(worker._Worker, "finish", noted)
+    xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1 << 30)
+    monkeypatch.setattr(worker._Save, "check_room", lambda *_: 1)
+    work("save")
+    assert graces[-1] > 2048
+
+
+def test_guest_that_is_not_resumed(xl: FakeXl, web: FakeGuest, work: Work) -> None:
+    """Nobody is told that nothing was touched."""
+    xl.fails["save"] = errno.ENOSPC
+    web.xen.fail("resume", errno.EIO, times=None)
+    with pytest.raises(xenpm.SaveError, match=r"libxl_save.*; then .*no file.*resume it") as caught:
+        work("save")
+    assert not caught.value.state_known
+    assert web.suspended
+
+
+def test_guest_with_a_device_model_is_resumed_by_libxl(
+    xen: FakeXen, xl: FakeXl, work: Work
+) -> None:
+    xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1024, type=xenpm.DomainType.HVM)
+    xl.fails["save"] = errno.ENOSPC
+    with pytest.raises(xenpm.SaveError, match="it runs on"):
+        work("save")
+    assert xl.begun == ["save", "resume"]
+
+
+@pytest.mark.parametrize("fails", ["", "save", "destroy"])
+def test_xl_goes_on_looking_after_it(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, fails: str
+) -> None:
+    """It is held while the guest is suspended, and neither before nor after that."""
+    held: list[tuple[str, bool]] = []
+    xl.steps = lambda name, _: held.append((name, bool(xen.ports().watchers.held())))
+    xl.fails = {fails: errno.EIO}
+    with suppress(xenpm.SaveError):
+        work("save")
+    assert all(here == (name in ("save", "resume")) for name, here in held)
+    assert xen.ports().watchers.held() == []
+    assert fails != "save" or web.watched
 
 
 # -- what a killed one has left
@@ -430,19 +541,31 @@ def test_mend_without_the_file(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: W
     web.suspend()
     with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on"):
         work("mend save")
-    assert xl.begun == ["resume"]
+    assert xl.begun == []
     assert_unharmed(xen, web, work.path)
 
 
 def test_mend_when_nothing_had_begun(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
     """Nothing was asked of the guest, so nothing is to be waited for."""
     before = xen.now_ns
-    with pytest.raises(xenpm.SaveError, match=r"its process was killed; it runs on") as caught:
+    with pytest.raises(xenpm.SaveError, match=r"process was killed. Nothing was touched") as caught:
         work("mend save", begun=False)
     assert caught.value.phase is xenpm.Phase.IDLE
     assert xen.now_ns - before < 1000 * MS
     assert xl.begun == []
     assert_unharmed(xen, web, work.path)
+
+
+def test_mend_beside_an_older_file_when_nothing_had_begun(
+    xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+    """The guest is suspended by somebody else, and the file is of an earlier time."""
+    web.suspend()
+    work.path.write_bytes(save_files.whole(xenpm.DomainType.PVH))
+    with pytest.raises(xenpm.SaveError, match="Nothing was touched"):
+        work("mend save", begun=False)
+    assert web.suspended
+    assert xl.begun == []
 
 
 def test_mend_with_the_file_of_another(
@@ -454,7 +577,7 @@ def test_mend_with_the_file_of_another(
     with pytest.raises(xenpm.SaveError, match="it runs on"):
         work("mend save")
     assert web.running
-    assert xl.begun == ["resume"]
+    assert xl.begun == []
     assert xen.guests
 
 
@@ -538,6 +661,47 @@ def test_mend_restore(xen: FakeXen, xl: FakeXl, saved: Path, work: Work, paused:
     assert xen.guests == {}
     assert xl.begun == ["destroy"]
     assert saved.exists()
+
+
+@pytest.mark.usefixtures("saved")
+def test_mend_restore_when_nothing_had_begun(xen: FakeXen, xl: FakeXl, work: Work) -> None:
+    guest = xen.add_guest("web", uuid=save_files.UUID_)
+    guest.pause()
+    with pytest.raises(xenpm.RestoreError, match="Nothing was touched"):
+        work("mend restore", begun=False)
+    assert xen.guests
+    assert xl.begun == []
+
+
+def test_restored_by_two_at_once(xen: FakeXen, xl: FakeXl, saved: Path, work: Work) -> None:
+    with saved.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(xenpm.RestoreError, match="another process at this moment"):
+            work("restore")
+    assert xl.begun == []
+    assert xen.guests == {}
+
+
+@pytest.mark.usefixtures("saved")
+def test_somebody_else_has_made_it_meanwhile(xen: FakeXen, xl: FakeXl, work: Work) -> None:
+    """It has run: to destroy it would lose what it has done."""
+    xl.fails["restore"] = errno.EEXIST
+
+    def made(name: str, step: int) -> None:
+        if (name, step) == ("restore", 1):
+            xen.guests[1].unpause()
+
+    xl.steps = made
+    with pytest.raises(xenpm.RestoreError, match=r"made to fail.*runs, which somebody else"):
+        work("restore")
+    assert xen.guests[1].running
+
+
+@pytest.mark.usefixtures("saved")
+def test_half_a_domain_that_stays(xl: FakeXl, work: Work) -> None:
+    xl.fails = {"restore": errno.ENOMEM, "destroy": errno.EIO}
+    with pytest.raises(xenpm.RestoreError, match=r"libxl_restore.*is left.*xl destroy"):
+        work("restore")
 
 
 def test_the_caller_is_gone(

@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[object, ...]] = {
 OPERATIONS: dict[str, tuple[object, ...]] = {
     "save": (1, 0),
     "restore": ("{}", 0),
+    "soft_reset": (1, "{}"),
     "resume": (1,),
     "unpause": (1,),
     "destroy": (1,),
@@ -119,6 +120,8 @@ def test_wrong_domids(bare: Any, domid: object, kind: type[Exception]) -> None:
             verb(domid)
     with pytest.raises(kind, match="domid"):
         bare.save(domid, 0)
+    with pytest.raises(kind, match="domid"):
+        bare.soft_reset(domid, "{}")
 
 
 def test_no_copies(bare: Any) -> None:

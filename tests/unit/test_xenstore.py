@@ -29,6 +29,7 @@ from xenpm.testing.jobs import FakeJobs
 from xenpm.testing.models import FakeModels
 from xenpm.testing.power import FakePower
 from xenpm.testing.store import RELEASE_DOMAIN
+from xenpm.testing.watchers import FakeWatchers
 
 from .checks import assert_request_restored
 from .wire_xenstored import Request, WireXenstored
@@ -631,6 +632,7 @@ def ports(xen: FakeXen, store: Xenstore, tmp_path: Path) -> Ports:
         FakeJobs(xen),
         FakeJournal(xen),
         FakeModels(xen),
+        FakeWatchers(xen),
     )
 
 

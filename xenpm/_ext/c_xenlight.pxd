@@ -63,6 +63,8 @@ cdef extern from "compat_xl.h" nogil:
                                             const libxl_asyncop_how *how)
     int libxl_domain_config_from_json(libxl_ctx *ctx, libxl_domain_config *config,
                                       const char *text)
+    int libxl_domain_soft_reset(libxl_ctx *ctx, libxl_domain_config *config, uint32_t domid,
+                                const libxl_asyncop_how *how, const void *console_how)
     int libxl_ao_abort(libxl_ctx *ctx, const libxl_asyncop_how *how)
     int xenpm_wait(libxl_ctx *ctx, int timeout_ms)
 

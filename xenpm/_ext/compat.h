@@ -73,7 +73,13 @@ static inline int xenpm_suspend_evtchn_notify(xc_interface *xch, uint32_t domid,
     if (!xce)
         return -1;
     local = xc_suspend_evtchn_init_exclusive(xch, xce, domid, port, &lock);
-    result = local < 0 ? -1 : xenevtchn_notify(xce, local);
+    /*
+     * libxc has had Xen tell of the suspension over that channel instead of by VIRQ_DOM_EXC, and so
+     * by @releaseDomain (XEN_DOMCTL_subscribe); that would hold for all that come after, too.
+     */
+    result = local < 0 ? -1 : xc_domain_subscribe_for_suspend(xch, domid, 0);
+    if (!result)
+        result = xenevtchn_notify(xce, local);
     error = errno;
     if (local < 0 && xenpm_suspend_evtchn_locked(domid))
         error = EBUSY; /* libxc says EINVAL, as for a number that is no event channel */

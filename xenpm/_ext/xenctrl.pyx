@@ -23,7 +23,6 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
-from posix.unistd cimport getpid
 
 from xenpm._ext.checks cimport *
 from xenpm._ext.c_xenctrl cimport *
@@ -136,7 +135,7 @@ cdef class Xenctrl:
             self._logbuf = xenpm_logbuf_new(XTL_INFO)
         if self._logbuf == NULL:
             raise MemoryError
-        self._pid = getpid()
+        self._pid = xenpm_own_pid
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)
             xch = xc_interface_open(<xentoollog_logger *>self._logbuf, NULL, 0)
@@ -148,7 +147,7 @@ cdef class Xenctrl:
 
     def __dealloc__(self):
         # A forked child leaks its copy: unmapping the parent's buffers could hit memory of its own.
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             return
         with nogil:
             if self._xch != NULL:
@@ -160,7 +159,7 @@ cdef class Xenctrl:
         """Refuse a handle that was never opened, or that belongs to the parent process."""
         if self._pid == 0:
             raise ValueError("this handle was never opened")
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             raise RuntimeError(
                 f"this Xenctrl handle was opened by process {self._pid}; "
                 "a forked child must open its own"
@@ -220,7 +219,7 @@ cdef class Xenctrl:
     def close(self):
         """Close the handle; closing it again does nothing: ``xc_interface_close``."""
         cdef xc_interface *xch
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             return
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)

@@ -28,7 +28,6 @@ from libc cimport errno as c_errno
 from libc.stdio cimport FILE, fclose
 from libc.stdlib cimport free
 from libc.string cimport memcpy
-from posix.unistd cimport getpid
 
 from xenpm._ext.c_xenlight cimport *
 from xenpm._ext.c_xentoollog cimport *
@@ -161,7 +160,7 @@ cdef class Xenlight:
             self._logbuf = xenpm_logbuf_new(XTL_INFO)
         if self._logbuf == NULL:
             raise MemoryError
-        self._pid = getpid()
+        self._pid = xenpm_own_pid
         self._forks = forks
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)
@@ -176,7 +175,7 @@ cdef class Xenlight:
     def __dealloc__(self):
         # A forked child leaks its copy: the connections in it are the parent's.
         # So does who leaves an operation under way: libxl still uses what belongs to that.
-        if self._pid != getpid() or self._call is not None:
+        if self._pid != xenpm_own_pid or self._call is not None:
             return
         with nogil:
             libxl_ctx_free(self._ctx)
@@ -187,7 +186,7 @@ cdef class Xenlight:
         """Refuse a context that was never opened, or that belongs to the parent process."""
         if self._pid == 0:
             raise ValueError("this context was never opened")
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             raise RuntimeError(
                 f"this Xenlight context was opened by process {self._pid}; "
                 "a forked child must open its own"
@@ -217,7 +216,7 @@ cdef class Xenlight:
     def close(self):
         """Close the context; closing it again does nothing: ``libxl_ctx_free``."""
         cdef libxl_ctx *ctx
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             return
         if self._call is not None:
             raise RuntimeError(f"{self._call} is under way: wait for its end first")
@@ -365,6 +364,34 @@ cdef class Xenlight:
     def created(self):
         """The domid of what the last `restore` has made; None when it has made nothing."""
         return None if self._created == <uint32_t>INVALID_DOMID else self._created
+
+    def soft_reset(self, domid, config):
+        """Start an HVM domain over: ``libxl_domain_soft_reset``.
+
+        Its device model and its devices are made anew around its memory, and at the end it waits
+        for `unpause`.  When that has failed libxl has destroyed the domain, most likely.
+
+        This returns at the end, for libxl keeps the place of a result on its caller's stack.
+
+        Args:
+            domid: which; it is suspended.
+            config: what `domain_configuration` says of it.
+        """
+        cdef uint32_t c_domid = to_domid(domid)
+        cdef bytes c_config = _bytes(config, "the configuration", MAX_CONFIG)
+        cdef const char *text = c_config
+        cdef int result
+        cdef leavings left
+        self._check_operation()
+        with nogil:
+            if self._begin(&left):
+                libxl_domain_config_dispose(&self._config)
+                libxl_domain_config_init(&self._config)
+                result = libxl_domain_config_from_json(self._ctx, &self._config, text)
+                if result == 0:
+                    result = libxl_domain_soft_reset(self._ctx, &self._config, c_domid, NULL, NULL)
+                self._end(result, &left)
+        _done("libxl_domain_soft_reset", &left)
 
     def resume(self, domid):
         """Begin to resume a suspended domain cooperatively, with its device model.

@@ -25,7 +25,7 @@ from cpython.pythread cimport (
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, malloc
-from posix.unistd cimport getpid
+from libc.string cimport strlen
 
 from xenpm._ext.checks cimport *
 from xenpm._ext.c_xenstore cimport *
@@ -48,12 +48,14 @@ cdef bytes _encode(object text, str what):
     """A path or token as C takes it."""
     if not isinstance(text, str):
         raise TypeError(f"a xenstore {what} must be a str, not {type(text).__name__}")
-    encoded = text.encode("utf-8", "surrogateescape")
-    if not encoded or b"\0" in encoded:
+    cdef bytes encoded = (<str>text).encode("utf-8", "surrogateescape")
+    cdef Py_ssize_t length = len(encoded)
+    cdef const char *c_text = encoded
+    if length == 0 or strlen(c_text) != <size_t>length:
         raise ValueError(f"a xenstore {what} must not be empty or contain NUL: {text!r}")
-    if len(encoded) > XENSTORE_ABS_PATH_MAX:
+    if length > XENSTORE_ABS_PATH_MAX:
         raise ValueError(
-            f"a xenstore {what} has at most {XENSTORE_ABS_PATH_MAX} bytes, not {len(encoded)}"
+            f"a xenstore {what} has at most {XENSTORE_ABS_PATH_MAX} bytes, not {length}"
         )
     return encoded
 
@@ -95,7 +97,7 @@ cdef class Xenstore:
         self._lock = PyThread_allocate_lock()
         if self._lock == NULL:
             raise MemoryError
-        self._pid = getpid()
+        self._pid = xenpm_own_pid
         with nogil:
             # Without the filter, events of a watch that is gone could reach its successor.
             xs = xs_open(XS_UNWATCH_FILTER)
@@ -106,7 +108,7 @@ cdef class Xenstore:
         self._xs = xs
 
     def __dealloc__(self):
-        cdef bint own = self._pid == getpid()
+        cdef bint own = self._pid == xenpm_own_pid
         with nogil:
             if self._xs != NULL and own:
                 xs_close(self._xs)
@@ -119,7 +121,7 @@ cdef class Xenstore:
         """Refuse a handle that was never opened, or that belongs to the parent process."""
         if self._pid == 0:
             raise ValueError("this handle was never opened")
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             raise RuntimeError(
                 f"this Xenstore handle was opened by process {self._pid}; "
                 "a forked child must open its own"
@@ -186,7 +188,7 @@ cdef class Xenstore:
         Open transactions are aborted and watches removed by xenstored.
         """
         cdef xs_handle *xs
-        if self._pid != getpid():
+        if self._pid != xenpm_own_pid:
             return
         with nogil:
             PyThread_acquire_lock(self._lock, WAIT_LOCK)

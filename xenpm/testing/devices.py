@@ -55,7 +55,7 @@ class FakeBackend:
         """The frontend connects: this must be able to."""
         if self.guest.xen.now_ns < self.busy_until_ns:
             guest.corrupted = f"{self.path} still writes to its memory"
-        elif self.state != INIT_WAIT:
+        elif self.state not in (INITIALISING, INIT_WAIT):
             guest.corrupted = f"started over while {self.path} is {self.state!r}"
         port = guest.allocate_channel()
         guest.channels[port] = self.server

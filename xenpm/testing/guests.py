@@ -68,6 +68,7 @@ class FakeGuest:
         self.dying = False
         self.shutdown_code: int | None = None
         self.pause_count = 0
+        self.watched = True  # whether a process of xl looks after it
         # its history
         self.suspensions = 0
         self.resumptions = 0
@@ -110,6 +111,11 @@ class FakeGuest:
     def suspended(self) -> bool:
         """Whether it sits in the suspend hypercall."""
         return not self.gone and self.shutdown_code == ShutdownReason.SUSPEND
+
+    @property
+    def watcher_held(self) -> bool:
+        """Whether the process of xl that looks after it is held."""
+        return (self.domid, self.uuid.bytes) in self.xen.held
 
     @property
     def running(self) -> bool:
@@ -208,7 +214,13 @@ class FakeGuest:
         """It leaves the scheduler."""
         if self.running:
             self.shutdown_code = int(reason)
+            self.look_after()
             self.xen.store.has_shut_down(self.domid)
+
+    def look_after(self) -> None:
+        """The process of xl that looks after it sees how it is, unless that is held."""
+        if self.suspended and self.xen.xl_is_misled and not self.watcher_held:
+            self.watched = False
 
     def destroy(self, teardown_ns: int = 0, dying_ns: int = 0) -> None:
         """The toolstack destroys it, as libxl does: pauses it, empties xenstore, kills it.

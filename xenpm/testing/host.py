@@ -21,6 +21,7 @@ from .jobs import FakeJob, FakeJobs, FakeProgram
 from .models import FakeModels
 from .power import FakePower
 from .store import FakeStore, FakeXenstored, StoreConnection
+from .watchers import FakeWatchers
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Handle
@@ -42,6 +43,10 @@ class FakeXen(Calls):
         kernels: the images that show whether their suspend may be cancelled, by path.
         sleep_states: those that the machine offers.
         sleep_ns: how long the machine sleeps; 0: it does not.
+        held: the guests whose watchers (processes of xl) are held, by domid and handle, and since
+            when.
+        savers: who saves a guest or migrates it, in words, by domid.
+        stopping_ns: how long it takes until such a process stands.
         programs: what can be started on the host, as `FakeProgram`, by path.
         started: the commands that were, with their environments.
         now_ns, call_ns: the virtual time, and how much of it a call through the ports takes.
@@ -60,6 +65,9 @@ class FakeXen(Calls):
         self.kernels: dict[str, bool] = {}
         self.sleep_states = ("freeze", "mem")
         self.sleep_ns = 60 * SECOND
+        self.held: dict[tuple[int, bytes], int] = {}
+        self.savers: dict[int, str] = {}
+        self.stopping_ns = 0
         self.programs: dict[str, FakeProgram] = {}
         self.hanging: list[object] = []  # what a function gives back when it is to hang as a job
         self.started: list[tuple[tuple[str, ...], dict[str, str]]] = []
@@ -82,6 +90,7 @@ class FakeXen(Calls):
             FakeJobs(self),
             FakeJournal(self),
             FakeModels(self),
+            FakeWatchers(self),
         )
 
     def add_guest(self, name: str, *, domid: int | None = None, **script: Any) -> FakeGuest:
@@ -103,6 +112,11 @@ class FakeXen(Calls):
             raise ValueError(f"domain {domid} is there already")
         guest = self.guests[domid] = FakeGuest(self, domid, name, **script)
         return guest
+
+    @property
+    def xl_is_misled(self) -> bool:
+        """Whether this release's xl takes a suspension for the end of a domain."""
+        return self.version < (4, 20)
 
     # -- what the hypervisor answers
 
