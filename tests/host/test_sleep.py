@@ -136,6 +136,29 @@ def test_killed_in_the_sleep_and_recovered(night: Machine) -> None:
     all_goes_on(night)
 
 
+ON_ASYNCIO = """
+import asyncio, json
+from xenpm import Rule, aio
+async def main():
+    async with aio.Host() as host:
+        rules = {await host.domain("deaf"): Rule(timeout=5)}
+        print(json.dumps((await host.suspend(rules=rules)).to_dict()))
+asyncio.run(main())
+"""
+
+
+@on_stage
+def test_on_asyncio(night: Machine) -> None:
+    marked(night)
+    night.ssh("cat > /root/on_asyncio.py", input_=ON_ASYNCIO.encode())
+    status, output = night.through_sleep(f"{IN_DOM0} && python /root/on_asyncio.py")
+    assert status == 0, output
+    report = json.loads(output.splitlines()[-1])  # before it: warnings of the loggers
+    assert outcomes(report) == ALL_WELL
+    assert report["sleep"]["slept_ns"] > 4e9
+    all_goes_on(night)
+
+
 @on_stage
 def test_systemctl_suspend(night: Machine) -> None:
     night.ssh(f"{XENPM} host install-systemd")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "/root/xenpm-src"
 # Directories of the repository that have no part in the wheel.
 NOT_BUILT = ("tests", "docs", ".ci")
+CARRIED = ("tests/", "docs/examples/", "pyproject.toml")
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def host(release: str, scene: str) -> Iterator[Machine]:
 
 
 def install(machine: Machine, package: Path) -> None:
-    """Put the package into dom0's virtual environment, and the tests into /root/xenpm-src."""
+    """Put the package into dom0's virtual environment, tests and examples into /root/xenpm-src."""
     site = machine.release.site_packages
     machine.ssh(
         f"rm -rf {site}/xenpm {site}/xenpm-*.dist-info {SOURCE} && mkdir -p {SOURCE}"
@@ -39,9 +40,7 @@ def install(machine: Machine, package: Path) -> None:
         input_=package.read_bytes(),
         timeout=300,
     )
-    tests = [
-        name for name in _tracked(ROOT) if name.parts[0] == "tests" or str(name) == "pyproject.toml"
-    ]
+    tests = [name for name in _tracked(ROOT) if str(name).startswith(CARRIED)]
     machine.ssh(f"tar -xf - -C {SOURCE}", input_=_tar(ROOT, tests), timeout=300)
 
 

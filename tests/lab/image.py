@@ -48,6 +48,7 @@ PACKAGES = """
     xen-utils-{xen} xen-utils-common xen-hypervisor-{xen}-amd64 xenstore-utils libxen-dev
     {device_model} python3 python3-dev python3-venv python3-pip gcc libc6-dev pkg-config
     dmsetup ethtool iputils-ping strace gdb zstd
+    libvirt-daemon libvirt-daemon-driver-xen libvirt-clients
 """
 
 # What pip puts into dom0's virtual environment. The last line is what Pythons before 3.11 need in
@@ -72,7 +73,7 @@ EXCLUDE = """
     {modules}/drivers/net/ethernet/broadcom/* {modules}/drivers/net/ethernet/chelsio/*
     {modules}/drivers/net/ethernet/qlogic/* {modules}/drivers/net/ethernet/marvell/*
     /usr/bin/qemu-system-x86_64* /usr/bin/qemu-storage-daemon /usr/share/qemu/[!kl]* /usr/lib/ipxe/*
-    /usr/share/iso-codes/* /usr/share/xml/*
+    /usr/share/iso-codes/*
 """
 MODULE_TREES = ("/lib/modules/*/kernel", "/usr/lib/modules/*/kernel")
 
@@ -86,6 +87,7 @@ MASK = """
     sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount
     systemd-binfmt.service keyboard-setup.service console-setup.service ssh.socket sshd.socket
     systemd-machine-id-commit.service modprobe@drm.service systemd-hostnamed.socket
+    virtlogd.service virtlogd.socket virtlogd-admin.socket
 """
 
 # The modules that dom0 needs to reach its disk, and the network card that must become eth0.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from . import cache
+from . import cache, qemu
 from .cache import LabError
 from .image import Image
 
@@ -28,7 +28,7 @@ LINUX_OPTIONS = "root=/dev/vda rw console=hvc0 net.ifnames=0 mitigations=off"
 SAVE_ATTEMPTS = 40
 
 # The commands that running a machine takes, and the Debian packages that bring them.
-TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-client"}
+TOOLS = {qemu.NAME: "qemu-system-x86", "qemu-img": "qemu-utils", "ssh": "openssh-client"}
 
 # After the first wake the emulated chipset has forgotten how to sleep; see `Machine.sleep_quirk`.
 SLEEP_QUIRK = "setpci -s 00:1f.0 40.l=00000601; setpci -s 00:1f.0 44.b=80"
@@ -386,7 +386,8 @@ class Machine:
             while True:
                 left = deadline - time.monotonic()
                 if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                    raise LabError(f"not done after {timeout:.0f} s")
+                    unfinished = pending.decode(errors="replace")
+                    raise LabError(f"not done after {timeout:.0f} s, at: {unfinished}")
                 data = os.read(process.stdout.fileno(), 65536)
                 *lines, pending = (pending + data).split(b"\n")
                 for line in [*lines, *([pending] if not data and pending else [])]:
@@ -497,7 +498,7 @@ def qemu_command(image: Image) -> list[str]:
     """What every machine of a release has in common; a saved state fits only to the very same."""
     linux = f"{image.kernel} {LINUX_OPTIONS}".replace(",", ",,")
     return [
-        "qemu-system-x86_64",
+        str(qemu.qemu()),
         "-nodefaults",
         "-display",
         "none",
@@ -546,7 +547,7 @@ def _storage(disk: Path, memory: Path, *, share: bool) -> list[str]:
 def qemu_version() -> str:
     """The version of QEMU, part of what a saved state depends on."""
     cache.require(TOOLS)
-    return cache.run("qemu-system-x86_64", "--version").splitlines()[0]
+    return cache.run(qemu.NAME, "--version").splitlines()[0]
 
 
 def _migration_ended(data: dict[str, Any]) -> bool:

@@ -32,6 +32,8 @@ EVIDENCE = {
     "journal.log": "journalctl --no-pager -q",
     "xl-dmesg.log": "xl dmesg",
     "xl-list.txt": "xl list -l; xl list -v",
+    "vcpus.txt": "for domid in $(xl list | awk 'NR > 2 { print $2 }'); do echo domain $domid;"
+    " /usr/lib/xen-*/bin/xenctx -a $domid; done",
     "xenstore.txt": "xenstore-ls -fp",
     "xl-logs.txt": "tail -n 200 /var/log/xen/*.log",
     "processes.txt": "ps axfo pid,stat,wchan:20,time,args",

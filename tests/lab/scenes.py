@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .cache import LabError
 
@@ -11,8 +11,10 @@ CARD = "0000:00:10.0"  # as machine.py plugs it
 VIF = "/root/guests/vif"
 EMPTY_CD = "/root/guests/empty-cd"  # a block script that gives the drive no medium
 # xl runs it for each network interface that dom0 serves: dom0's end becomes the guest's gateway.
+# Its address is its own: a bridge in the guest has ports with the one that Linux gives it.
 VIF_SCRIPT = """#!/bin/sh
 [ "$1" = online ] || exit 0
+ip link set $vif address 0a:00:00:00:00:02
 ip addr add $(xenstore-read $XENBUS_PATH/ip)/24 dev $vif && ip link set $vif up
 xenstore-write $XENBUS_PATH/hotplug-status connected
 """
@@ -27,6 +29,8 @@ class Guest:
     """pv, pvh or hvm"""
     started: bool = True
     """False: only its configuration is there"""
+    linux: str = ""
+    """the Debian release whose Linux a PV or PVH guest runs; dom0's own unless told"""
     tiny: bool = False
     """whether it is the PV guest of tests/lab/tiny instead of a Linux"""
     vcpus: int = 1
@@ -41,6 +45,8 @@ class Guest:
     """whether it owns the host's second network card"""
     net_from: str = ""
     """the network driver domain that its eth0 hangs on; dom0: a network of its own with dom0"""
+    screen: bool = False
+    """whether a PV or PVH guest has a frame buffer and a keyboard, which QEMU in dom0 serves"""
     address: str = ""
     """of its eth0, or of the bridge that eth0 is a port of"""
     stallable: bool = False
@@ -49,6 +55,10 @@ class Guest:
     """whether xl leaves it as it is when it has crashed, rebooted or powered off"""
     pace_ms: int = 0
     """how long it rests after each operation on a disk"""
+    native_tsc: bool = False
+    """whether it, a PV guest, reads the same clock of the processor as dom0 (rdtsc)"""
+    parked: bool = field(default=False, repr=False)  # no part of what a snapshot is
+    """whether it stays paused when a host is started"""
     deaf: bool = False
     """whether its kernel does not hear requests to suspend"""
     work: str = ""
@@ -103,13 +113,15 @@ class Guest:
         if self.tiny:
             lines.append('kernel = "/root/guests/tiny"')
         else:
+            suffix = f"-{self.linux}" if self.linux else ""
+            kernel = "vmlinuz" if self.kind == "hvm" else f"vmlinux{suffix}"
             lines += [
-                f'kernel = "/root/guests/{"vmlinuz" if self.kind == "hvm" else "vmlinux"}"',
-                'ramdisk = "/root/guests/initramfs"',
+                f'kernel = "/root/guests/{kernel}"',
+                f'ramdisk = "/root/guests/initramfs{suffix}"',
                 f'extra = "{self.options}"',
             ]
-        if self.kind == "pvh":
-            # else Xen emulates rdtsc, and each return to the guest is one where QEMU may lose it
+        if self.kind == "pvh" or self.native_tsc:
+            # else Xen emulates rdtsc, and each return to a PVH guest is one where QEMU may lose it
             lines.append('tsc_mode = "native"')
         if self.kind == "hvm":
             lines += ['vga = "none"', "vnc = 0"]
@@ -132,6 +144,8 @@ class Guest:
             lines.append(f'vif = ["backend={self.net_from}"]')
         if self.card:
             lines.append(f'pci = ["{CARD}"]')
+        if self.screen:
+            lines.append('vfb = ["vnc=1,vncunused=1"]')
         return "\n".join(lines) + "\n"
 
     @property
@@ -174,6 +188,11 @@ class Scene:
     guests: tuple[Guest, ...]
 
     @property
+    def linuxes(self) -> list[str]:
+        """The releases whose Linux its guests run beside dom0's own."""
+        return sorted({each.linux for each in self.guests} - {""})
+
+    @property
     def started(self) -> list[Guest]:
         """Those that run."""
         return [each for each in self.guests if each.started]
@@ -193,11 +212,17 @@ SCENES = {
     for scene in (
         EMPTY,
         Scene("trio", (Guest("pv1"), Guest("pv4", vcpus=4), Guest("pvh2", "pvh", vcpus=2))),
+        # two that are made anew in seconds
+        Scene("pair", (Guest("one", memory_mib=96), Guest("other", memory_mib=96))),
         Scene("load", (
             Guest("io-pv", vcpus=2, disk_mib=64, work="io"),
             Guest("xs-pv", vcpus=2, work="xs"),
         )),
         Scene("load-pvh", (Guest("io-pvh", "pvh", vcpus=2, disk_mib=64, work="io"),)),
+        # with domain 0 sixty-four domains, for what it costs to list them
+        Scene("flock", tuple(
+            Guest(f"t{number:02}", tiny=True, memory_mib=16, parked=True) for number in range(1, 64)
+        )),
         # PV alone: of several PVH guests beside each other the emulation loses one too often
         *(
             Scene(name, tuple(Guest(f"g{number:02}", memory_mib=96) for number in range(1, last)))
@@ -215,14 +240,18 @@ SCENES = {
             Guest("over", "pvh", memory_mib=256, disk_mib=16, more_disks=True, stallable=True,
                   net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
         )),
+        # Linux 5.10 hangs here with four vCPUs, also when nobody suspends it
         Scene("reinit4", (
-            Guest("over", "pvh", vcpus=4, memory_mib=512, disk_mib=16, more_disks=True,
-                  stallable=True, net_from="dom0", address="10.9.1.40", work="io,ping", pace_ms=20),
+            Guest("over", "pvh", linux="bookworm", vcpus=4, memory_mib=512, disk_mib=16,
+                  more_disks=True, stallable=True, net_from="dom0", address="10.9.1.40",
+                  work="io,ping", pace_ms=20),
         )),
         Scene("pending", (
             Guest("over", "pvh", disk_mib=16, stallable=True),
-            Guest("served", "pvh", disk_from="store"),
-            Guest("store", disk_mib=16, work="backends"),
+            Guest("served", "pvh", disk_from="store", net_from="store", address="10.9.3.42",
+                  screen=True, work="ping"),
+            Guest("store", disk_mib=16, net_from="dom0", address="10.9.3.40",
+                  work="backends,bridge"),
         )),
         Scene("tiny", (
             Guest("tiny", tiny=True, memory_mib=16, preserved=True),
@@ -242,6 +271,8 @@ SCENES = {
             Guest("save-pv", vcpus=2, disk_mib=16, work="io", pace_ms=20),
             Guest("save-pvh", "pvh", disk_mib=16, work="io", pace_ms=50),
         )),
+        # the same guest four times; what is measured grows with its memory alone
+        Scene("memory", tuple(Guest(f"m{mib}", memory_mib=mib) for mib in (128, 256, 512, 1024))),
         # a whole host: two are served by a driver domain, one hears nothing, one is left alone
         Scene("night", (
             Guest("net", card=True, address="10.0.2.40", work="backends,bridge,ping"),
@@ -252,6 +283,15 @@ SCENES = {
                   work="io,ping", pace_ms=50),
             Guest("idle"),
             Guest("deaf", deaf=True),
+        )),
+        # for what a suspension costs: processes are started on command (tests/bench/phases.py)
+        Scene("phases", (
+            Guest("one", memory_mib=256, native_tsc=True),
+            Guest("four", vcpus=4, memory_mib=256, native_tsc=True),
+            Guest("one-card", memory_mib=256, native_tsc=True, card=True, address="10.0.2.40",
+                  work="ping"),
+            Guest("four-card", vcpus=4, memory_mib=256, native_tsc=True, card=True,
+                  address="10.0.2.40", work="ping", started=False),
         )),
         # three levels: both of the last need store or net, and store needs net
         Scene("drivers", (

@@ -68,7 +68,8 @@ def start(release: str, scene: str) -> Iterator[Machine]:
             cache.remove(frozen.path)
             image_, frozen = snapshot(release, scene)
             host = stack.enter_context(_started(image_, frozen))
-        _xl(host, "unpause", scenes.scene_named(scene).started)
+        played = scenes.scene_named(scene).started
+        _xl(host, "unpause", [each for each in played if not each.parked])
         yield host
 
 
@@ -97,16 +98,23 @@ def _snapshot(image_: Image, scene: Scene) -> tuple[Image, Snapshot]:
     if scene == EMPTY:
         return image_, base
     worker = initramfs.initramfs(image_)
+    files = {"initramfs": worker.archive, "tiny": worker.tiny}
+    keys = [worker.key]
+    for other in map(image, map(release_named, scene.linuxes)):
+        theirs = initramfs.initramfs(other)
+        keys += [other.key, theirs.key]
+        files[f"vmlinux-{other.release.name}"] = other.kernel
+        files[f"initramfs-{other.release.name}"] = theirs.archive
     key = cache.digest(
         base.key,
-        worker.key,
+        keys,
         scene,
         [each.config() for each in scene.guests],
         [each.prepare() for each in scene.guests],
-        "recipe 3",
+        "recipe 4",
     )
     path = cache.entry(
-        f"scene-{name}-{scene.name}", key, lambda work: _play(image_, base, worker, scene, work)
+        f"scene-{name}-{scene.name}", key, lambda work: _play(image_, base, files, scene, work)
     )
     return image_, Snapshot(path)
 
@@ -127,9 +135,7 @@ def _boot(image_: Image, work: Path) -> None:
         _freeze(host, work)
 
 
-def _play(
-    image_: Image, base: Snapshot, worker: initramfs.Initramfs, scene: Scene, work: Path
-) -> None:
+def _play(image_: Image, base: Snapshot, files: dict[str, Path], scene: Scene, work: Path) -> None:
     """Create the guests of a scene on a booted host and freeze it with them."""
     name = f"{image_.release.name}/{scene.name}"
     began = time.monotonic()
@@ -139,8 +145,8 @@ def _play(
     cache.run("cp", "--sparse=always", "--reflink=auto", base.memory, work / "memory")
     with Machine.launch(image_, work, disk, work / "memory", share=True, state=base.state) as host:
         host.connect()
-        host.put(worker.archive, "/root/guests/initramfs")
-        host.put(worker.tiny, "/root/guests/tiny")
+        for file, source in files.items():
+            host.put(source, f"/root/guests/{file}")
         lines = ["set -e", "cd /root/guests"]
         for each in scene.guests:
             lines += [f"cat > {each.name}.cfg <<'EOF'", each.config() + "EOF", *each.prepare()]

@@ -30,6 +30,14 @@ def run(*command: str, check: bool = True, timeout: float = DEADLINE) -> str:
     return done.stdout
 
 
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Look again and again, where nobody tells."""
+    end = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < end, what
+        run("sleep", "0.2")
+
+
 Watch = TypeVar("Watch", bound="NodeWatch")
 
 
@@ -135,13 +143,17 @@ class Guest:
         self.wait_counting(0)
 
     @contextmanager
-    def unharmed(self) -> Iterator[None]:
-        """Within: whatever happens, it must be the same guest afterwards, running on."""
+    def unharmed(self, lost_kib: int = 0) -> Iterator[None]:
+        """Within: whatever happens, it must be the same guest afterwards, running on.
+
+        Args:
+            lost_kib: how much of its memory Xen is known to take for good.
+        """
         boot, count, memory = self.boot, self.count, self.domain.info.memory_kib
         yield
         info = self.domain.info
         assert info.state is xenpm.DomainState.RUNNING
-        assert info.memory_kib == memory
+        assert info.memory_kib == memory - lost_kib, f"{info.memory_kib} KiB, and had {memory}"
         self.wait_counting(max(count, self.count))
         assert self.boot == boot
 

@@ -20,7 +20,10 @@ from xenpm._ext.xenstore import Xenstore
 from .guest import TROUBLE, Guest, run
 
 MARK = Path("/root/night.json")
-WORK = {"net": ("ping",), "web": ("io", "ping"), "db": ("io",), "mail": ("io", "ping")}
+WORK = {
+    "net": ("ping",), "web": ("io", "ping"), "db": ("io",), "mail": ("io", "ping"),
+    "hvm1": ("io", "ping"),
+}  # fmt: skip
 COUNTED = {"io": "verified", "ping": "answered"}
 #: of dom0's kernel; it says a lot about a sleep that is as it should be
 DOM0_TROUBLE = re.compile(

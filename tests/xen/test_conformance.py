@@ -13,7 +13,7 @@ import xenpm
 from tests.conformance import Api, Conformance
 from xenpm import ShutdownReason
 
-from .guest import Guest, run
+from .guest import Guest, run, until
 
 SCENE = "faults"
 pytestmark = pytest.mark.soak  # it makes guests anew all the time
@@ -41,7 +41,11 @@ class RealWorld:
         subject.control.shutdown(subject.domain.domid, int(reason))
 
     def destroy(self, name: str) -> None:
+        subject = self._guests[name]
+        domid = subject.domain.domid
         run("xl", "destroy", name)
+        # xl is content with a domain that is about to go
+        until(lambda: subject.control.domain_info(domid) is None, f"{name} does not go")
 
     def create(self, name: str) -> None:
         self._guests[name].create()

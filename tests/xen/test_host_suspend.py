@@ -18,6 +18,7 @@ import xenpm
 from xenpm.system import RUN_DIRECTORY, FileLocks
 
 from .guest import Guest, run
+from .saving import going_on, none_of
 
 SCENE = "drivers"
 GuestOf = Callable[[str], Guest]
@@ -131,6 +132,21 @@ def test_failure_at_any_place_undoes_all(place: str, host: xenpm.Host, guests: l
             host.suspend_domains(rules={host.domain(place): rule})
         assert [ref.name for ref in caught.value.failures] == [place]
         assert caught.value.rolled_back
+
+
+def test_guest_is_saved(host: xenpm.Host, guests: list[Guest]) -> None:
+    disk = guests[NAMES.index("disk")]
+    rules = {host.domain("disk"): xenpm.Rule(xenpm.Policy.SAVE)}
+    with going_on(disk), ExitStack() as unharmed:
+        for each in guests:
+            if each is not disk:
+                unharmed.enter_context(each.unharmed())
+        report = host.suspend_domains(rules=rules)
+        assert problems(report) == []
+        assert none_of("disk")
+        again = host.resume_domains()
+        assert again is not None
+        assert problems(again) == []
 
 
 def test_guest_is_paused_instead(host: xenpm.Host, guests: list[Guest], guest: GuestOf) -> None:
@@ -265,7 +281,7 @@ def test_hook_programs(host: xenpm.Host, guests: list[Guest], tmp_path: Path) ->
         (directory / name).chmod(0o755)
     try:
         with all_unharmed(guests):
-            settings = xenpm.Settings(hook_timeout=1.0)
+            settings = xenpm.Settings(hook_timeout=10.0)  # the others need some time, too
             report = host.suspend_domains(settings=settings)
             (problem,) = report.problems
             assert "20-hang (host-pre): not done at its deadline, and ended" in problem

@@ -12,7 +12,7 @@ import xenpm
 from xenpm import config
 from xenpm.qmp import QmpModels
 
-from .guest import DEADLINE, Guest, run
+from .guest import DEADLINE, Guest, LogWatch, run
 
 SCENE = "hvm"
 CARD = "0000:00:10.0"
@@ -82,6 +82,32 @@ def test_process_that_is_killed_leaves_what_can_be_resumed(guest: GuestOf) -> No
         assert (subject.state, model_of(subject)) == ("suspended", "paused")
         subject.domain.resume()
         assert model_of(subject) == "running"
+
+
+def test_starts_over(guest: GuestOf, host: xenpm.Host) -> None:
+    """Twice: libxl has all that it needs for the next time."""
+    subject = guest("hvm1")
+    subject.wait("data/io", bool, "its work has not begun")
+    page_kib = 4 if host.xen_version < (4, 17) else 0  # the first time, and not again
+    with subject.unharmed(lost_kib=page_kib):
+        domain = subject.domain
+        assert not domain.supports_reinit
+        for _ in range(2):
+            domain.suspend()
+            with pytest.raises(xenpm.ReinitNotSupported, match="force=True"):
+                domain.resume(cooperative=False)
+            resumption = domain.resume(cooperative=False, force=True)
+            assert [step.name for step in resumption.steps] == ["devices", "libxl"]
+            assert resumption.problems == ()
+            assert (subject.state, model_of(subject)) == ("running", "running")
+            assert not subject.starting_over
+            assert subject.wait_working("io", "verified")["errors"] == "0"
+            subject.wait_pinging()
+            with LogWatch(subject.log) as log:
+                with open(subject.read("console/tty"), "wb", buffering=0) as console:
+                    console.write(b"over\n")
+                log.wait("heard over")
+    cycle(subject, 1)
 
 
 def test_triggers(guest: GuestOf) -> None:

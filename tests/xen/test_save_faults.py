@@ -97,11 +97,44 @@ def test_worker_killed_while_saving(
             if complete:
                 assert save(subject, path).size_bytes == path.stat().st_size
             else:
-                with pytest.raises(xenpm.SaveError, match="it runs on, and there is no file"):
+                left = r"it runs on, and there is no file|Nothing was touched"
+                with pytest.raises(xenpm.SaveError, match=left):
                     save(subject, path)
         assert path.exists() == none_of(subject.name) == complete
         if complete:
             xenpm.restore(path)
+
+
+def test_helper_of_libxl_killed(subject: Guest, path: Path) -> None:
+    # as soon as it is there; this is its name as the kernel has it
+    strike = "until pkill -KILL -x libxl-save-help; do sleep 0.1; done"
+    with subprocess.Popen(["timeout", "60", "sh", "-c", strike]) as striking:
+        with subject.unharmed(), pytest.raises(xenpm.SaveError, match="it runs on, and there is"):
+            save(subject, path)
+        assert striking.wait() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("way", ["interrupted", "deadline"])
+def test_restore_given_up(guest: GuestOf, path: Path, way: str) -> None:
+    """Nothing is left of the domain, and the file can be restored afterwards."""
+    subject = guest("save-pv")
+    interrupts = iter([signal.SIGINT])
+
+    def interrupt(_done: int, _total: int) -> None:
+        for each in interrupts:
+            os.kill(os.getpid(), each)
+
+    with going_on(subject):
+        save(subject, path)
+        if way == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                xenpm.restore(path, progress=interrupt)
+        else:
+            with pytest.raises(xenpm.RestoreError, match="was not restored"):
+                xenpm.restore(path, timeout=0.01)
+        assert none_of(subject.name)
+        xenpm.restore(path)
 
 
 @pytest.mark.parametrize("stage", killed.RESTORE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import xenpm
 
 from .guest import Guest, run
+from .saving import going_on
 
 SCENE = "hvm"
 pytestmark = pytest.mark.soak  # an HVM guest takes minutes here
@@ -20,19 +20,9 @@ PATH = Path("/root/hvm1.save")
 @pytest.fixture
 def subject(guest: Callable[[str], Guest]) -> Iterator[Guest]:
     subject = guest("hvm1")
-    subject.wait("data/counter", bool, "it does not come up")
+    subject.wait("data/io", bool, "its work has not begun")
     yield subject
     PATH.unlink(missing_ok=True)
-
-
-@contextmanager
-def going_on(subject: Guest) -> Iterator[None]:
-    boot, count = subject.boot, subject.count
-    yield
-    assert subject.state == "running"
-    subject.wait("data/counter", bool, "it does not come back")
-    subject.wait_counting(max(count, subject.count))
-    assert subject.boot == boot
 
 
 def test_saved_and_restored(subject: Guest) -> None:

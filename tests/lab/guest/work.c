@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -279,11 +280,26 @@ static void publish(struct store *store, int jobs)
 	}
 }
 
+/* When the processes around a crowd were thawed last, by the processor's clock. */
+static void publish_thaws(struct store *store)
+{
+	char value[256];
+	if (!totals->thaws[0].times)
+		return;
+	snprintf(value, sizeof value, "boot=%s times=%llu first=%llu last=%llu", boot,
+		 (unsigned long long)totals->thaws[1].times,
+		 (unsigned long long)totals->thaws[0].tsc,
+		 (unsigned long long)totals->thaws[1].tsc);
+	if (store_write(store, 0, "data/thaws", value))
+		say("work: publishing data/thaws: %s", strerror(errno));
+}
+
 static void publisher(int jobs)
 {
 	struct store store = store_open();
 	for (;;) {
 		publish(&store, jobs);
+		publish_thaws(&store);
 		nap(250);
 	}
 }
@@ -554,6 +570,45 @@ static int leave_pending(void)
 	return failed ? -1 : 0;
 }
 
+/* Waits for nothing; but being frozen interrupts it, and it ends as soon as it is thawed. */
+static void thawed(int number)
+{
+	struct epoll_event none;
+	int nothing = epoll_create1(EPOLL_CLOEXEC);
+	if (nothing < 0)
+		die("epoll_create1");
+	for (;;) {
+		epoll_wait(nothing, &none, 1, -1);
+		totals->thaws[number].tsc = __builtin_ia32_rdtsc();
+		totals->thaws[number].times++;
+	}
+}
+
+static void idle(int unused)
+{
+	(void)unused;
+	for (;;)
+		pause();
+}
+
+/* So many idle processes instead of those of the last time, between two that tell of their thaws. */
+static int crowd(const char *text)
+{
+	static pid_t all[CROWD + 2];
+	static int size;
+	int wanted = atoi(text);
+	if (wanted < 0 || wanted > CROWD)
+		return -1;
+	for (; size; size--)
+		if (kill(all[size - 1], SIGKILL) || waitpid(all[size - 1], NULL, 0) < 0)
+			return -1;
+	all[size++] = start(thawed, 0);
+	for (int i = 0; i < wanted; i++)
+		all[size++] = start(idle, 0);
+	all[size++] = start(thawed, 1);
+	return 0;
+}
+
 static char state_of(pid_t pid)
 {
 	char path[64], text[512], *end;
@@ -634,6 +689,8 @@ static void command(struct store *store, const char *text, int jobs)
 			 write_file("/proc/sys/kernel/hung_task_timeout_secs", "4");
 	else if (!strncmp(text, "show ", 5))
 		failed = show(text + 5);
+	else if (!strncmp(text, "crowd ", 6))
+		failed = crowd(text + 6);
 	else if (!strcmp(text, "stall"))
 		failed = stall();
 	else if (!strcmp(text, "pending"))

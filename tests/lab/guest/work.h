@@ -7,7 +7,7 @@
 enum { XS_DIRECTORY = 1, XS_READ = 2, XS_WATCH = 4, XS_TRANSACTION_START = 6,
        XS_TRANSACTION_END = 7, XS_WRITE = 11, XS_WATCH_EVENT = 15, XS_ERROR = 16 };
 
-enum { WORKERS = 4, CPUS = 16, DISKS = 2, BLOCK = 4096, LARGEST = 16 };
+enum { WORKERS = 4, CPUS = 16, DISKS = 2, BLOCK = 4096, LARGEST = 16, CROWD = 2000 };
 
 /* In memory that all processes share. */
 struct totals {
@@ -16,6 +16,7 @@ struct totals {
 	struct { volatile uint64_t ops, errors, verified; } io[DISKS];
 	volatile uint64_t pings, answers, errors;
 	struct { volatile uint64_t commits, errors, conflicts, lost; } xs[WORKERS];
+	struct { volatile uint64_t times, tsc; } thaws[2];
 };
 extern struct totals *totals;
 
