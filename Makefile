@@ -13,7 +13,9 @@ PACKAGES := python3-venv python3-dev gcc libc6-dev make pkg-config libxen-dev gi
     openssh-client util-linux zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak lab try unit lint docs build packages venv ext lab-build \
+PARTS ?=
+
+.PHONY: help demo test test-all soak bench lab try unit lint docs build packages venv ext lab-build \
     images clean
 # one emulated machine at a time: two cores make two of them slower than one after the other
 .NOTPARALLEL:
@@ -39,6 +41,9 @@ test-all: images lint unit docs build  ## everything but soaks on all three rele
 soak: venv  ## the long cycles, on all three releases
 	$(BIN)/python -m pytest tests/host -m soak
 	for release in $(RELEASES); do $(LAB) test $$release --soak || exit 1; done
+
+bench: ext  ## measure on real Xen, beside xl and other bindings, for the manual (PARTS="cycle ...")
+	$(BIN)/python -m tests.bench $(PARTS)
 
 lab: lab-build  ## a shell in a running dom0, guests up (RELEASE=bookworm SCENE=trio)
 	$(LAB) shell $(RELEASE) --scene $(SCENE)

@@ -1,6 +1,7 @@
 """Three ways of stopping a guest and having it again, side by side, in dom0 of a lab host.
 
-``python -m tests.lab run bookworm --scene reinit -- python -m tests.bench.resume``
+``python -m tests.lab run bookworm --scene reinit -- python -m tests.bench.resume``,
+and for an HVM guest ``--scene hvm -- python -m tests.bench.resume hvm1``.
 
 What the guest's own kernel loses of its memory with each is in the last column.
 """
@@ -37,7 +38,8 @@ class Stop(NamedTuple):
 def in_place(guest: Guest, *, cooperative: bool) -> Stop:
     """Suspend and resume lightly."""
     suspension = guest.domain.suspend()
-    resumption = guest.domain.resume(cooperative=cooperative, timeout=60)
+    force = guest.domain.type is xenpm.DomainType.HVM  # it is there to be lost
+    resumption = guest.domain.resume(cooperative=cooperative, timeout=60, force=force)
     assert not resumption.problems, resumption.problems
     return Stop(
         suspension.total_ns / 1e9,
