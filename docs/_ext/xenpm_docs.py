@@ -21,7 +21,7 @@ import xenpm
 from xenpm import cli
 
 _log = logging.getLogger(__name__)
-_CALL = re.compile(r": (``[^`]+``)\.$")
+_COLON = "\ue000"  # stands for one where it would be misread
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")  # would become a dash and a word
 _ALIAS = re.compile(r"Alias for field number \d+")
 
@@ -142,11 +142,17 @@ def _stub_signature(*args: Any) -> tuple[str, str] | None:
 
 
 def _no_types(*args: Any) -> None:
-    """Keep napoleon from taking a property's "Summary: ``function``." for "type: description"."""
+    """Keep napoleon from taking an attribute's "text: more text" for "type: description"."""
     what: str = args[1]
     lines: list[str] = args[-1]
-    if what == "property" and lines:
-        lines[0] = _CALL.sub(r" (\1).", lines[0])
+    if what in ("property", "attribute", "data") and lines:
+        lines[0] = lines[0].replace(":", _COLON)
+
+
+def _no_colons(*args: Any) -> None:
+    """Put back what `_no_types` has hidden from napoleon."""
+    lines: list[str] = args[-1]
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
 def _no_aliases(*args: Any) -> None:
@@ -198,6 +204,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-bases", _public_bases)
     app.connect("autodoc-process-signature", _stub_signature)
     app.connect("autodoc-process-docstring", _no_types, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", _no_colons, priority=600)  # behind it
     app.connect("autodoc-process-docstring", _no_aliases)
     app.connect("missing-reference", _public_names)
     app.connect("doctree-resolved", _no_links)

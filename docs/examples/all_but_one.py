@@ -45,8 +45,10 @@ def run(command):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(all_but_one(sys.argv[1], lambda: run(sys.argv[2:])))
-    except xenpm.XenError as error:
+    except (xenpm.XenError, OSError) as error:
         sys.exit(f"all_but_one: {error}")

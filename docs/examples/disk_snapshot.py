@@ -22,6 +22,8 @@ def snapshot(name, command, timeout=20, command_timeout=60):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         snapshot(sys.argv[1], sys.argv[2:])

@@ -9,10 +9,12 @@ alarm that somebody else has set is refused.
 
 import signal
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import xenpm
+from xenpm.policy import read_settings
 
 ALARM = Path("/sys/class/rtc/rtc0/wakealarm")  # see the kernel's Documentation/admin-guide/rtc.rst
 
@@ -25,18 +27,27 @@ def next_time(clock, now):
 
 
 def sleep_until(then):
-    """Sleep until that moment, or until somebody wakes the machine earlier; returns the report."""
+    """Sleep until that moment, or until somebody wakes the machine earlier; returns the report.
+
+    A machine that is not asleep when the alarm comes would not wake, so the guests have to be down
+    a quarter of a minute before.
+    """
+    settings = read_settings()
+    seconds = (then - datetime.now().astimezone()).total_seconds() - 15
+    settings = replace(settings, timeout=min(settings.timeout, max(seconds, 1)))
     with xenpm.Host() as host:
         if ALARM.read_text().strip():
             raise OSError(f"{ALARM} is set already: somebody else wants the machine to wake")
         ALARM.write_text(f"{then.timestamp():.0f}\n")
         try:
-            return host.suspend("mem", progress=print)
+            return host.suspend("mem", settings=settings, progress=print)
         finally:
             ALARM.write_text("0\n")
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = sleep_until(next_time(sys.argv[1], datetime.now().astimezone()))

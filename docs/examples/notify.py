@@ -39,6 +39,8 @@ def sleep_and_tell(send):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         report = sleep_and_tell(lambda text: subprocess.run([*sys.argv[1:], text], check=True))

@@ -65,4 +65,6 @@ def main(share, seconds):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(float(sys.argv[1]), float(sys.argv[2]))

@@ -2,7 +2,9 @@
 
 import errno
 import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import all_but_one
 import disk_snapshot
@@ -12,18 +14,29 @@ import park_idle
 import pytest
 
 import xenpm
-from xenpm.testing import MS
+from xenpm.testing import MS, SECOND
 
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch):
     """Nothing is configured on this host."""
-    monkeypatch.setattr("xenpm.host.read_settings", xenpm.Settings)
+    for module in ("xenpm.host", "night"):
+        monkeypatch.setattr(f"{module}.read_settings", xenpm.Settings)
     monkeypatch.setattr("xenpm.host.find_hooks", list)
 
 
 def interrupt():
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "name", ["all_but_one", "disk_snapshot", "night", "notify", "park_idle", "toolstack"]
+)
+def test_without_arguments_it_says_what_it_takes(name):
+    program = Path(__file__).with_name(f"{name}.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"    python {name}.py" in done.stderr
 
 
 # -- all but one
@@ -90,6 +103,16 @@ def test_night(xen_host, alarm):
     assert report.problems == []
     assert alarm.read_text() == "0\n"
     assert web.running
+
+
+@pytest.mark.usefixtures("alarm")
+def test_night_is_asleep_before_the_alarm_or_not_at_all(xen_host):
+    deaf = xen_host.add_guest("deaf", acknowledge_ns=None)
+    net = xen_host.add_guest("net", suspend_ns=50 * SECOND)
+    net.give_card("0000:00:10.0")
+    with pytest.raises(xenpm.HostSuspendError):
+        night.sleep_until(datetime.now(timezone.utc) + timedelta(seconds=65))
+    assert (deaf.running, net.running) == (True, True)
 
 
 def test_night_without_sleep_takes_the_alarm_back(xen_host, alarm):

@@ -105,6 +105,7 @@ async def serve(path, stop):
             server = await asyncio.start_unix_server(toolstack.serve_client, path)
         finally:
             os.umask(before)
+        print("at your service")
         waiting = [asyncio.ensure_future(each) for each in (toolstack.follow(), stop.wait())]
         try:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -127,4 +128,6 @@ async def main():
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     asyncio.run(main())
