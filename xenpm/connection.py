@@ -322,4 +322,10 @@ def _absolute(path: PathLike) -> Path:
     text = os.fspath(path)
     if not text:  # which pathlib takes for the directory that we are in
         raise ValueError("a path must not be empty")
-    return Path(os.path.abspath(text))
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ValueError(f"no file can be called {text!r}; use other characters")
+    return Path(os.getcwd(), text)  # the kernel's "..", which abspath() has not behind a link

@@ -22,7 +22,15 @@ from .errors import NoSuchDomain, XenError
 from .ports import Job
 from .types import DomainRef, Ending, Saving
 
-__all__ = ["Progress", "default_timeout_ns", "finish_save", "restore", "save", "start_over"]
+__all__ = [
+    "Progress",
+    "default_timeout_ns",
+    "finish_save",
+    "remove",
+    "restore",
+    "save",
+    "start_over",
+]
 
 #: gets how many bytes are done, and how many there will be at most
 Progress = Optional[Callable[[int, int], None]]
@@ -118,7 +126,19 @@ def restore(
     """
     order = {"path": str(path), "remove": remove}
     done = yield from _work(["restore", "mend restore"], order, now, timeout_ns, progress)
+    if done["left"]:
+        _log.warning("%s", done["left"])
     return DomainRef(int(done["domid"]), bytes.fromhex(done["handle"]), str(done["name"]))
+
+
+def remove(path: Path, now: Clock) -> Machine[str]:
+    """Remove the file of a domain that runs again; in words what hinders that, or nothing.
+
+    Raises:
+        XenError: the process for that cannot be run, or was killed.
+    """
+    done = yield from _work(["remove"], {"path": str(path)}, now, _LEAST_NS, None)
+    return str(done["left"])
 
 
 def start_over(domain: DomainRef, now: Clock) -> Machine[None]:
@@ -153,7 +173,7 @@ def _work(
         order["begun"] = any(m["xenpm"] == "progress" for m in _messages(ending.output))
         words = ending.output.strip().rpartition("\n")[2]
         order["said"] = f"its process ended with status {ending.status} ({ending.error or words})"
-    if "path" not in order:
+    if len(verbs) == 1:
         raise XenError(order["said"])
     raise XenError(
         f"{order['path']}: whether all is well after {verb!r} is unknown: {order['said']}. "

@@ -148,9 +148,11 @@ class _Reader:
         stream_offset = self._at
         try:
             values = json.loads(config)
-            name, uuid = str(values["c_info"]["name"]), UUID(values["c_info"]["uuid"])
+            name, uuid = values["c_info"]["name"], UUID(values["c_info"]["uuid"])
             kind = DomainType(values["c_info"]["type"].lower())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if not name or not isinstance(name, str):
+                raise ValueError(f"the domain's name is {name!r}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self.error(f"has a configuration that makes no sense ({error!r})") from error
         version = self.stream(kind)
         return SavedDomain(

@@ -711,6 +711,11 @@ class _Transaction:
             if info.handle == before.handle and not (info.paused or info.shutdown or info.dying):
                 report.outcome = Outcome.RUNNING
                 report.restored = DomainRef(info.domid, info.handle, before.name)
+                try:
+                    left = yield from heavy.remove(self.file_of(each), self.now)
+                except CALL_ERRORS as error:
+                    left = f"{self.file_of(each)}: whether it is removed is unknown: {error}"
+                report.problems += [left] if left else []
                 return
         size_bytes = 0 if report.saving is None else report.saving.size_bytes
         began, timeout_ns = self.now(), heavy.default_timeout_ns(size_bytes)

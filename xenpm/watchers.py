@@ -27,7 +27,7 @@ _RECORD = re.compile(r"(\d+)\.([0-9a-f]{32})\.(\d+)\.(\d+)")
 _CHUNK_BYTES = 1 << 16
 _KTHREADD, _PF_KTHREAD = 2, 0x200000  # the parent of the kernel's own, and what marks them
 _XL, _HELPER = "xl", "libxl-save-help"  # as the kernel cuts it off
-_SAVING = ("save", "migrate", "remus")  # what xl is told to do
+_SAVING = ("save", "migrate", "remus")  # what xl is told to do; it takes their beginnings, too
 _MIGRATED = "--migratedaway"  # what xl calls a domain that runs elsewhere, until it is destroyed
 _LINE_BYTES = 100  # more than what is looked for
 
@@ -122,7 +122,10 @@ class XlWatchers:
                         return f"libxl-save-helper (process {pid})"
                     words = [word for word in words if not word.startswith("-")]
                     refs = {own, name, name.removesuffix(_MIGRATED)} - {""}
-                    if words and words[0] in _SAVING and refs & set(words[1:]):
+                    saves = bool(words and words[0]) and any(
+                        verb.startswith(words[0]) for verb in _SAVING
+                    )
+                    if saves and refs & set(words[1:]):
                         return f"xl {words[0]} (process {pid})"
         except OSError as error:
             raise XenError(f"which domains are being saved is unknown: {error}") from error

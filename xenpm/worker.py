@@ -145,7 +145,7 @@ class _Save(_Worker):
         with open_xenlight() as xl:  # one that does not wait for who changes the domain
             header = savefile.header(xl.domain_configuration(self.domain.domid))
         with self.directory() as directory, self.new_file(directory) as fd:
-            total = self.check_room(fd, len(header), kind)
+            total = self.take_room(fd, len(header), kind)
             try:
                 self.write(fd, header, total, kind)
                 size = self.complete(fd, directory)
@@ -161,7 +161,13 @@ class _Save(_Worker):
                 fd = opened.enter_context(_opened(self.path.parent))
             except OSError as error:
                 raise self.refusal(f"{self.path.parent}: {error.strerror}") from error
-            if os.path.lexists(self.path):
+            try:
+                os.lstat(self.path.name or ".", dir_fd=fd)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise self.refusal(f"{self.path}: {error.strerror}") from error
+            else:
                 raise self.refusal(f"{self.path} is there already; remove it, or name another")
             yield fd
 
@@ -180,8 +186,11 @@ class _Save(_Worker):
         finally:
             os.close(fd)
 
-    def check_room(self, fd: int, header_bytes: int, kind: DomainType) -> int:
-        """How long the file may become; refuses when there is no room for it."""
+    def take_room(self, fd: int, header_bytes: int, kind: DomainType) -> int:
+        """How long the file may become; refuses when there is no room, and takes it when there is.
+
+        Others, and other saves, cannot take it meanwhile.
+        """
         info = self.ports.hypervisor.domain_info(self.domain.domid)
         if info is None:
             raise NoSuchDomain(f"{self.domain} is gone")
@@ -193,6 +202,13 @@ class _Save(_Worker):
             raise self.refusal(
                 f"{self.path.parent} has room for {room >> 20} MiB, and it takes {need >> 20} MiB"
             )
+        try:
+            os.posix_fallocate(fd, 0, need)
+        except OSError as error:
+            raise self.refusal(
+                f"{self.path.parent} does not give the {need >> 20} MiB that it takes: "
+                f"{error.strerror}"
+            ) from error
         return need
 
     def refusal(self, what: str) -> SaveError:
@@ -231,6 +247,8 @@ class _Save(_Worker):
                 before = written()
             return written() > before
 
+        if self.cancelled:
+            raise SuspendCancelled(self.domain, "cancelled")
         progress()
         self.begun = True
         self.hold_watchers()
@@ -240,15 +258,21 @@ class _Save(_Worker):
 
     def complete(self, fd: int, directory: int) -> int:
         """Give the file its name, once it is on the disk and can be restored; its length."""
+        os.ftruncate(fd, os.lseek(fd, 0, os.SEEK_CUR))  # what was taken and not used
         os.fsync(fd)
         with open(fd, "rb", closefd=False) as file:
             size = savefile.read(file, self.path).size_bytes
         if self.cancelled:
             raise SuspendCancelled(self.domain, "cancelled")
         # with a directory's descriptor this is linkat(2), which follows the link in /proc
-        os.link(f"/proc/self/fd/{fd}", self.path.name, dst_dir_fd=directory)
+        try:
+            os.link(f"/proc/self/fd/{fd}", self.path.name, dst_dir_fd=directory)
+        except FileExistsError as error:
+            raise FileExistsError(f"somebody else has made {self.path} meanwhile") from error
         try:
             os.fsync(directory)
+            if not os.path.samestat(os.stat(self.path), os.fstat(fd)):
+                raise OSError(f"{self.path.parent} is another directory meanwhile")
         except OSError:
             os.unlink(self.path.name, dir_fd=directory)
             raise
@@ -395,15 +419,14 @@ class _Restore(_Worker):
                 self.finish()
             except XenlightError as error:
                 what = "it was cancelled" if self.cancelled else error
-                left = self.remove(saved.uuid)
+                left = self.remove(saved, self.xl.created)
                 raise RestoreError(self.path, f"was not restored: {what}{left}") from error
         return self.restored(domid, saved)
 
     def restored(self, domid: int, saved: savefile.SavedDomain) -> dict[str, Any]:
         """The domain runs."""
-        if self.remove_file:
-            self.path.unlink()
-        return {"domid": domid, "handle": saved.uuid.hex, "name": saved.name}
+        done = remove(self.path) if self.remove_file else {"left": ""}
+        return {"domid": domid, "handle": saved.uuid.hex, "name": saved.name, **done}
 
     def check_absent(self, saved: savefile.SavedDomain) -> None:
         """Refuse to make a domain twice: both would write to the same disks."""
@@ -425,12 +448,15 @@ class _Restore(_Worker):
         except OSError as error:  # a file system that cannot, as NFS for a file only read
             _log.warning("%s: cannot be locked (%s)", self.path, error.strerror)
 
-    def remove(self, uuid: UUID) -> str:
-        """Destroy what there is of the domain, if it has not run; in words what is left of it."""
-        half = self.find(uuid)
-        info = None if half is None else self.ports.hypervisor.domain_info(half.domid)
-        if half is None or info is None:
+    def remove(self, saved: savefile.SavedDomain, domid: int | None) -> str:
+        """Destroy what there is of a domain that was made, if it has not run; what is left of it.
+
+        Another one with that UUID may be there: of somebody else, who restores the same file.
+        """
+        info = None if domid is None else self.ports.hypervisor.domain_info(domid)
+        if info is None or info.handle != saved.uuid.bytes:  # libxl has done it
             return ""
+        half = DomainRef(info.domid, info.handle, saved.name)
         if not info.paused:
             return f"; {half} runs, which somebody else has made meanwhile"
         try:
@@ -452,8 +478,17 @@ class _Restore(_Worker):
             info = self.ports.hypervisor.domain_info(ref.domid)
             if info is not None and not info.paused:  # it was all done but told
                 return self.restored(ref.domid, saved)
-            left = self.remove(saved.uuid)
+            left = self.remove(saved, ref.domid)
         raise RestoreError(self.path, f"was not restored: {self.said}{left}")
+
+
+def remove(path: Path) -> dict[str, Any]:
+    """Remove the file of a domain that runs, for it does not fit its disks any more."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return {"left": f"{path} could not be removed ({error.strerror}): do that by hand"}
+    return {"left": ""}
 
 
 class _StartOver(_Worker):
@@ -475,6 +510,7 @@ _VERBS: dict[str, Callable[[dict[str, Any], Connection, Xenlight], dict[str, Any
     "mend save": lambda *given: _Save(*given).mend(),
     "restore": lambda *given: _Restore(*given).restore(),
     "mend restore": lambda *given: _Restore(*given).mend(),
+    "remove": lambda order, *_: remove(Path(order["path"])),
     "start over": lambda *given: _StartOver(*given).start_over(given[0]["domid"]),
 }
 

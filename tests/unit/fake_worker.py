@@ -41,6 +41,7 @@ class FakeWorker:
         lasts_ns: how long one takes; None: until it is told to end.
         deaf: whether it hears no SIGTERM.
         noise: what libraries write to its output.
+        left: why a file could not be removed.
     """
 
     xen: FakeXen
@@ -52,6 +53,7 @@ class FakeWorker:
     lasts_ns: int | None = SECOND
     deaf: bool = False
     noise: str = ""
+    left: str = ""
     busy: set[int] = field(default_factory=set)  # whose lock one holds
 
     def __post_init__(self) -> None:
@@ -63,6 +65,10 @@ class FakeWorker:
         job.output += self.noise
         if self.refusal is not None:
             self.fail(job, self.refusal)
+            return
+        if order["verb"] == "remove":
+            self.files.pop(order["path"], None)
+            self.xen.after(MS, lambda: self.say(job, "done", left=self.left))
             return
         mends = order["verb"].startswith("mend")
         saves = order["verb"].endswith("save")
@@ -178,7 +184,8 @@ class FakeWorker:
             self.say(job, "done", **self.made(guest))
 
     def made(self, guest: FakeGuest) -> dict[str, Any]:
-        return {"domid": guest.domid, "handle": guest.info.handle.hex(), "name": guest.name}
+        ref = {"domid": guest.domid, "handle": guest.info.handle.hex(), "name": guest.name}
+        return {**ref, "left": ""}
 
     def signalled(self, job: FakeJob, order: dict[str, Any], signum: int) -> None:
         if signum == SIGKILL:

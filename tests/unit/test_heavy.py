@@ -190,6 +190,8 @@ def test_a_worker_that_hangs_is_killed(
         ({"lightweight": False}, ValueError("takes a path")),
         ({"lightweight": False, "path": ""}, ValueError("empty")),
         ({"lightweight": False, "path": 5}, TypeError("int")),
+        ({"lightweight": False, "path": "/tmp/\0x"}, ValueError("no file can be called")),
+        ({"lightweight": False, "path": "\ud800"}, ValueError("no file can be called")),
         ({"lightweight": False, "path": "x", "timeout": 0}, ValueError("timeout must be")),
         ({"lightweight": False, "path": "x", "late_timeout": 1}, ValueError("light way")),
         ({"path": "x"}, ValueError("heavy way")),

@@ -87,6 +87,15 @@ def in_libxc(*records: bytes) -> bytes:
     return libxl(records=[record(1) + libxc(records=[*records, record(0)]), record(0)])
 
 
+def described(config: str) -> bytes:
+    """What is before the stream, for any text in the place of the configuration."""
+    text = config.encode() + b"\0"
+    flags = savefile._JSON | savefile._STREAM_V2
+    size = savefile._LENGTH.size + len(text)
+    head = savefile._HEADER.pack(savefile.MAGIC, savefile._BYTE_ORDER, flags, 0, size)
+    return head + savefile._LENGTH.pack(len(text)) + text
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [
@@ -103,6 +112,9 @@ def in_libxc(*records: bytes) -> bytes:
         (whole()[:53] + b"\xff" + whole()[54:], "not UTF-8"),
         (whole()[:53] + b"{" + whole()[54:], "makes no sense"),
         (savefile.header('{"c_info": {}}') + STREAM, "makes no sense"),
+        (described(save_files.config(name="")) + STREAM, "name is ''"),
+        (described(save_files.config().replace('"web"', "null")) + STREAM, "name is None"),
+        (described("[" * 100_000) + STREAM, "RecursionError"),
         (whole(stream=b"X" + STREAM[1:]), "no stream of libxl"),
         (whole(stream=STREAM[:8] + b"\0\0\0\1" + STREAM[12:]), "no stream of libxl"),
         (whole(stream=libxl(records=[record(0)])), "there is no memory"),

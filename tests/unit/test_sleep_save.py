@@ -150,6 +150,31 @@ def test_restore_that_fails_can_be_tried_again(
     assert_all_run(xen)
 
 
+@pytest.mark.usefixtures("web")
+@pytest.mark.parametrize("left", ["", "/a could not be removed (Read-only file system)"])
+def test_restored_by_hand_and_then_recovered(
+    left: str,
+    xen: FakeXen,
+    host: xenpm.Host,
+    worker: FakeWorker,
+    settings: Settings,
+) -> None:
+    """Its file does not fit its disks any more, and would be in the way of the next save."""
+    xen.before("sleep", lambda: setattr(worker, "refusal", xenpm.RestoreError(Path("/a"), "no")))
+    with pytest.raises(xenpm.HostSuspendError, match="no"):
+        host.suspend(settings=settings)
+    worker.refusal, worker.left = None, left
+    ((_, saved),) = worker.files.items()
+    again = xen.add_guest(saved.name, **saved.script)
+    report = host.recover(settings=settings)
+    assert report is not None
+    (each,) = [each for each in report.domains.values() if each.entry.domain.name == "web"]
+    assert (each.outcome, each.problems) == (Outcome.RUNNING, [left] if left else [])
+    assert each.restored is not None
+    assert each.restored.domid == again.domid
+    assert worker.files == {}
+
+
 def test_time_is_over_while_it_is_saved(
     xen: FakeXen, host: xenpm.Host, web: FakeGuest, settings: Settings
 ) -> None:

@@ -511,6 +511,7 @@ def test_domain_that_somebody_else_saves(xen: FakeXen, host: xenpm.Host) -> None
         ("xl", "save web file", "xl save"),
         ("xl", "-v save -c web file", "xl save"),
         ("xl", "migrate 5 host", "xl migrate"),
+        ("xl", "sav web file", "xl sav"),  # it takes unambiguous beginnings
         ("xl", "save 6 file", ""),
         ("xl", "create web", ""),
         ("xl", "list", ""),

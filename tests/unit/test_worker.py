@@ -42,6 +42,7 @@ class FakeXl:
         self.fails: dict[str, int] = {}
         self.steps: Callable[[str, int], None] = lambda _name, _step: None
         self.created: int | None = None
+        self._made: int | None = None
         self.begun: list[str] = []
         self.aborted = False
         self.suspends = True
@@ -67,6 +68,8 @@ class FakeXl:
         if self._left:
             return False
         code = errno.ECANCELED if self.aborted else self.fails.get(name)
+        if name == "restore":
+            self.created = self._made  # whatever has become of it
         if code:
             raise xenpm.XenlightError(f"libxl_{name}", code, "made to fail")
         self._end()
@@ -103,7 +106,8 @@ class FakeXl:
         values = json.loads(config)["c_info"]
         guest = self.xen.add_guest(values["name"], uuid=save_files.UUID_)
         guest.pause()
-        self._begin("restore", lambda: setattr(self, "created", guest.domid))
+        self._made = guest.domid
+        self._begin("restore", lambda: None)
 
     def unpause(self, domid: int) -> None:
         self._begin("unpause", self.xen.guests[domid].unpause)
@@ -266,6 +270,10 @@ def test_refusals(xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work) -> None:
     work.path.unlink()
     work.path = work.path.parent / "no" / "web.save"
     refused(work, xenpm.SaveError, r"No such file.*Nothing was touched")
+    work.path = work.path.parent.parent / ("a" * 256)
+    refused(work, xenpm.SaveError, r"File name too long. Nothing was touched")
+    work.path = Path("/")
+    refused(work, xenpm.SaveError, r"is there already")
     work.path = Path("/proc/web.save")
     refused(work, xenpm.SaveError, r"no file can be made in /proc.*O_TMPFILE")
     assert xl.begun == []
@@ -282,6 +290,89 @@ def test_no_room(
     refused(work, xenpm.SaveError, r"has room for 1 MiB, and it takes 2 MiB. Nothing was touched")
     assert xl.begun == []
     assert_unharmed(xen, web, work.path)
+
+
+def test_room_is_taken_before(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can have it meanwhile; what was not used is given back."""
+    taken: list[int] = []
+    xl.steps = lambda name, _: taken.append(os.fstat(xl._fd).st_size) if name == "save" else None
+    done = work("save")
+    assert taken[0] > done["size_bytes"] == work.path.stat().st_size
+    work.path.unlink()
+    web = xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1024)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(xenpm.SaveError, match=r"2 MiB.*No space left.*Nothing was touched"):
+        work("save", domid=web.domid)
+    assert_unharmed(xen, web, work.path)
+
+
+def test_cancelled_while_it_is_checked(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fallocate = os.posix_fallocate
+
+    def cancel(*given: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        fallocate(*given)
+
+    monkeypatch.setattr(os, "posix_fallocate", cancel)
+    with pytest.raises(xenpm.SuspendCancelled, match="it was cancelled; it runs on, and there is"):
+        work("save", begun=False)
+    assert web.suspensions == 0
+    assert xl.begun == []
+    assert_unharmed(xen, web, work.path)
+
+
+def test_somebody_makes_the_file_meanwhile(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work
+) -> None:
+
+    def make(*_: object) -> None:
+        work.path.write_text("precious")
+
+    xl.steps = make
+    refused(work, xenpm.SaveError, "somebody else has made .*; it runs on")
+    assert work.path.read_text() == "precious"
+    assert web.running
+    assert_released(xen)
+
+
+def test_directory_is_moved_meanwhile(
+    xen: FakeXen, xl: FakeXl, web: FakeGuest, work: Work, tmp_path: Path
+) -> None:
+    """Who asked for the file would look for it in vain, and its domain would be gone."""
+    place, moved = tmp_path / "place", tmp_path / "moved"
+    place.mkdir()
+    work.path = place / "web.save"
+
+    def move(*_: object) -> None:
+        if not moved.exists():
+            place.rename(moved)
+
+    xl.steps = move
+    refused(work, xenpm.SaveError, "No such file or directory.*; it runs on")
+    assert list(moved.iterdir()) == []
+    assert web.running
+    moved.rmdir()
+    place.mkdir()
+
+    def replace(*_: object) -> None:
+        if not moved.exists():
+            place.rename(moved)
+            place.mkdir()
+            work.path.write_text("other")
+
+    xl.steps = replace
+    refused(work, xenpm.SaveError, "another directory meanwhile; it runs on")
+    assert list(moved.iterdir()) == []
+    assert work.path.read_text() == "other"
+    assert_released(xen)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +576,7 @@ def test_destroying_takes_longer_the_more_memory_there_is(
 
     monkeypatch.setattr(worker._Worker, "finish", noted)
     xen.add_guest("web", uuid=save_files.UUID_, memory_kib=1 << 30)
-    monkeypatch.setattr(worker._Save, "check_room", lambda *_: 1)
+    monkeypatch.setattr(worker._Save, "take_room", lambda *_: 1)
     work("save")
     assert graces[-1] > 2048
 
@@ -670,6 +761,54 @@ def test_mend_restore_when_nothing_had_begun(xen: FakeXen, xl: FakeXl, work: Wor
     with pytest.raises(xenpm.RestoreError, match="Nothing was touched"):
         work("mend restore", begun=False)
     assert xen.guests
+    assert xl.begun == []
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_the_same_is_restored_by_somebody_else_meanwhile(
+    xen: FakeXen, xl: FakeXl, saved: Path, work: Work, paused: bool
+) -> None:
+    """From a copy, or by xl: libxl refuses the name that is taken, and theirs is not destroyed."""
+    theirs: list[FakeGuest] = []
+
+    def made(name: str, step: int) -> None:
+        if (name, step) == ("restore", 0):
+            xen.guests[1].destroy()  # libxl cleans up
+            xen.settle()
+            theirs.append(xen.add_guest("web", uuid=save_files.UUID_))
+            if paused:
+                theirs[0].pause()
+
+    xl.steps, xl.fails["restore"] = made, errno.EEXIST
+    with pytest.raises(xenpm.RestoreError, match=r"\(made to fail\)$"):
+        work("restore")
+    assert theirs[0].domid in xen.guests
+    assert xl.begun == ["restore"]
+    assert saved.exists()
+
+
+@pytest.mark.usefixtures("xl")
+def test_file_that_cannot_be_removed(
+    xen: FakeXen, saved: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The domain runs, and that is told."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    done = work("restore", remove=True)
+    assert "Read-only file system" in done["left"]
+    assert xen.guests[done["domid"]].running
+    assert work("remove")["left"] == done["left"]
+    monkeypatch.undo()
+    assert saved.exists()
+
+
+def test_remove(xl: FakeXl, saved: Path, work: Work) -> None:
+    for _ in range(2):  # the second finds nothing to do
+        assert work("remove")["left"] == ""
+        assert not saved.exists()
     assert xl.begun == []
 
 
