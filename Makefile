@@ -26,19 +26,19 @@ help:  ## show this
 demo: lab-build  ## put a real Xen host with its guests to sleep and wake it, and show it
 	$(LAB) demo $(RELEASE)
 
-test: images lint unit docs build  ## everything but soaks on Xen 4.17, the core on 4.14 and 4.20
+test: images lint unit docs build  ## all but the long tests on Xen 4.17, the core on 4.14 and 4.20
 	$(LAB) test bookworm tests/lab/selftest tests/xen
 	$(BIN)/python -m pytest tests/host -m 'not soak'
 	$(LAB) test bullseye --core
 	$(LAB) test trixie --core
 	$(LAB) check-install $(RELEASES)
 
-test-all: images lint unit docs build  ## everything but soaks on all three releases
+test-all: images lint unit docs build  ## all but the long tests on all three releases
 	for release in $(RELEASES); do $(LAB) test $$release tests/lab/selftest tests/xen || exit 1; done
 	$(BIN)/python -m pytest tests/host -m 'not soak'
 	$(LAB) check-install $(RELEASES)
 
-soak: venv  ## the long cycles, on all three releases
+soak: venv  ## the long tests, on all three releases
 	$(BIN)/python -m pytest tests/host -m soak
 	for release in $(RELEASES); do $(LAB) test $$release --soak || exit 1; done
 

@@ -11,6 +11,8 @@ from tests.lab.machine import Machine
 
 from .stage import Stage, on_stage, stage
 
+pytestmark = pytest.mark.soak  # the clock's alarm is minutes away
+
 EXAMPLE = f"{IN_DOM0} && python docs/examples"
 RUNNING = ["running"] * 3
 

@@ -61,7 +61,7 @@ def test_plan(night: Machine) -> None:
     assert reasons["idle"] == "is paused already"
 
 
-@pytest.mark.parametrize("sleeps", [3, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("sleeps", [2, pytest.param(10, marks=pytest.mark.soak)])
 @on_stage
 def test_sleeps_in_a_row(sleeps: int, night: Machine) -> None:
     for number in range(sleeps):
@@ -97,6 +97,7 @@ def patched(host: Machine, patch: str, *arguments: str) -> str:
     return f"{IN_DOM0} && python /root/patched.py"
 
 
+@pytest.mark.soak
 @on_stage
 def test_sleep_that_returns_at_once_is_an_error(night: Machine) -> None:
     """What this board does, once it has slept, without a helping hand."""
@@ -107,6 +108,7 @@ def test_sleep_that_returns_at_once_is_an_error(night: Machine) -> None:
     all_goes_on(night)
 
 
+@pytest.mark.soak
 @on_stage
 def test_driver_domain_that_cannot_suspend_keeps_the_machine_awake(night: Machine) -> None:
     marked(night)
@@ -147,6 +149,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.soak
 @on_stage
 def test_on_asyncio(night: Machine) -> None:
     marked(night)
@@ -177,6 +180,7 @@ def test_systemctl_suspend(night: Machine) -> None:
     night.ssh(f"{XENPM} host install-systemd --remove && rm /etc/xen/xenpm.conf")
 
 
+@pytest.mark.soak
 @on_stage
 def test_guest_that_dies_in_the_sleep(night: Machine) -> None:
     """The last test, for that guest is gone then."""

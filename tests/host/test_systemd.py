@@ -13,6 +13,8 @@ import pytest
 from tests.lab import carry
 from tests.lab.machine import Machine, QemuError
 
+pytestmark = pytest.mark.soak  # six sleeps of the machine
+
 SCRIPT = """#!/bin/sh
 echo "$4" >> /root/called
 [ "$4" != suspend-domains ] || exec /root/before-the-sleep

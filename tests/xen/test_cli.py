@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import pytest
-
 from .guest import Guest, run
 
 SCENE = "trio"
@@ -47,7 +45,6 @@ def test_list_says_what_xl_says() -> None:
     assert sorted(line.split()[1] for line in table.splitlines()[1:]) == sorted(NAMES)
 
 
-@pytest.mark.core
 def test_suspend_and_resume_several(guest: Callable[[str], Guest]) -> None:
     subjects = [guest(name) for name in NAMES]
     counts = {subject.name: subject.count for subject in subjects}

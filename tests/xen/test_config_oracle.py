@@ -15,6 +15,7 @@ from tests.unit.mutations import CORPUS, mutated
 from xenpm import ConfigError, config
 
 SCENE = "empty"
+pytestmark = pytest.mark.soak  # xl is asked hundreds of times
 FILES = sorted(CORPUS.glob("*.cfg"))
 
 
@@ -79,7 +80,6 @@ def test_files_that_xl_crashes_on_are_refused() -> None:
                 config.read(path)
 
 
-@pytest.mark.soak
 def test_mutated_corpus_as_xl_reads_it(tmp_path: Path) -> None:
     mutations = mutated(random.Random(1))  # noqa: S311
     paths = []

@@ -16,6 +16,7 @@ from xenpm._ext.xenstore import Xenstore
 from .guest import DEADLINE, Guest, Resources
 
 SCENE = "crowd"
+pytestmark = pytest.mark.soak  # sixteen guests take the emulated host minutes to start
 GuestOf = Callable[[str], Guest]
 
 

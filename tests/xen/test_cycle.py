@@ -102,7 +102,7 @@ def test_paused_and_unpaused(guest: GuestOf) -> None:
     [
         pytest.param("pv1", 10, marks=pytest.mark.core),
         pytest.param("pvh2", 10, marks=pytest.mark.core),
-        ("pv4", 200),
+        ("pv4", 50),
         pytest.param("pv1", 1000, marks=pytest.mark.soak),
         pytest.param("pvh2", 1000, marks=pytest.mark.soak),
     ],

@@ -18,6 +18,7 @@ from .guest import DEADLINE, Guest, run
 from .test_hvm import model_of
 
 SCENE = "empty"
+pytestmark = pytest.mark.soak  # an emulated firmware is slow
 CONFIGURATION = Path("/root/bare.cfg")
 PATH = Path("/root/bare.save")
 

@@ -15,6 +15,7 @@ from .guest import Guest, until
 from .libvirtd import Libvirtd
 
 SCENE = "trio"
+pytestmark = pytest.mark.soak  # libvirtd is set up anew
 GuestOf = Callable[[str], Guest]
 
 
@@ -24,7 +25,7 @@ def libvirt() -> Iterator[Libvirtd]:
         yield daemon
 
 
-@pytest.fixture(params=["pv1", pytest.param("pvh2", marks=pytest.mark.soak)])
+@pytest.fixture(params=["pv1", "pvh2"])
 def subject(request: pytest.FixtureRequest, guest: GuestOf, libvirt: Libvirtd) -> Guest:
     it = guest(request.param)
     if it.name not in libvirt.virsh("list", "--name").split():

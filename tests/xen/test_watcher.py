@@ -67,7 +67,6 @@ def assert_made_anew(subject: Guest, host: xenpm.Host, before: xenpm.Domain) -> 
     assert len(watchers(subject.name)) == 1
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("cycles", [1, 5])
 def test_reboot_inside(guest: GuestOf, host: xenpm.Host, cycles: int) -> None:
     subject = guest("one")
