@@ -6,9 +6,16 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
-from xenpm import worker
+import pytest
+
+import xenpm
+from xenpm import heavy, worker
+
+from .guest import Guest
+from .saving import none_of, save
 
 #: of a save and of a restore: which method of the worker, and whether before or after it
 SAVE = [
@@ -16,6 +23,33 @@ SAVE = [
     "after complete", "before destroy", "after destroy",
 ]  # fmt: skip
 RESTORE = ["before check_absent", "after check_absent", "in finish", "after finish"]
+
+
+def while_saving(guest: Guest, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save it, and restore it if it is saved: the guest runs on, or the file is complete."""
+    complete = stage in ("after complete", "before destroy", "after destroy")
+    with monkeypatch.context() as patched:
+        patched.setattr(heavy, "_CODE", code(stage))
+        if complete:
+            assert save(guest, path).size_bytes == path.stat().st_size
+        else:
+            left = r"it runs on, and there is no file|Nothing was touched"
+            with pytest.raises(xenpm.SaveError, match=left):
+                save(guest, path)
+    assert path.exists() == none_of(guest.name) == complete
+    if complete:
+        xenpm.restore(path)
+
+
+def while_restoring(guest: Guest, path: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save it and restore it: nothing is left of the domain, and the file is as it was."""
+    save(guest, path)
+    with monkeypatch.context() as patched:
+        patched.setattr(heavy, "_CODE", code(stage))
+        with pytest.raises(xenpm.RestoreError, match="was not restored"):
+            xenpm.restore(path)
+    assert none_of(guest.name)
+    xenpm.restore(path)
 
 
 def code(stage: str) -> str:

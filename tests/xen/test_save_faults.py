@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import xenpm
-from xenpm import heavy
 
 from . import killed
 from .guest import Guest, run
@@ -95,19 +94,8 @@ def test_worker_killed_while_saving(
 ) -> None:
     """Either the guest runs on and there is no file, or the file is complete and the guest gone."""
     subject = guest("save-pv")
-    complete = stage in ("after complete", "before destroy", "after destroy")
     with going_on(subject):
-        with monkeypatch.context() as patched:
-            patched.setattr(heavy, "_CODE", killed.code(stage))
-            if complete:
-                assert save(subject, path).size_bytes == path.stat().st_size
-            else:
-                left = r"it runs on, and there is no file|Nothing was touched"
-                with pytest.raises(xenpm.SaveError, match=left):
-                    save(subject, path)
-        assert path.exists() == none_of(subject.name) == complete
-        if complete:
-            xenpm.restore(path)
+        killed.while_saving(subject, path, stage, monkeypatch)
 
 
 def test_helper_of_libxl_killed(subject: Guest, path: Path) -> None:
@@ -150,13 +138,7 @@ def test_worker_killed_while_restoring(
     """Nothing is left of the domain, and the file is as it was."""
     subject = guest("save-pv")
     with going_on(subject):
-        save(subject, path)
-        with monkeypatch.context() as patched:
-            patched.setattr(heavy, "_CODE", killed.code(stage))
-            with pytest.raises(xenpm.RestoreError, match="was not restored"):
-                xenpm.restore(path)
-        assert none_of(subject.name)
-        xenpm.restore(path)
+        killed.while_restoring(subject, path, stage, monkeypatch)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3])

@@ -9,6 +9,7 @@ import pytest
 
 import xenpm
 
+from . import killed
 from .guest import Guest, run
 from .saving import going_on
 
@@ -51,3 +52,20 @@ def test_guest_whose_save_was_given_up_runs_on(subject: Guest) -> None:
     with going_on(subject):
         subject.domain.suspend(lightweight=False, path=PATH)
         xenpm.restore(PATH)
+
+
+@pytest.mark.parametrize("stage", ["in write", "after write", "before destroy"])
+def test_worker_killed_while_saving(
+    subject: Guest, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either the guest and its model run on, or the file is complete."""
+    with going_on(subject):
+        killed.while_saving(subject, PATH, stage, monkeypatch)
+
+
+@pytest.mark.parametrize("stage", ["in finish", "after finish"])
+def test_worker_killed_while_restoring(
+    subject: Guest, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with going_on(subject):
+        killed.while_restoring(subject, PATH, stage, monkeypatch)
