@@ -97,6 +97,7 @@ class Counted:
         return getattr(self._real, name)
 
 
+@pytest.mark.soak
 def test_64_domains_cost_a_bounded_number_of_requests(host: xenpm.Host, store: Xenstore) -> None:
     """Three for each domain, one for each device and one for each kind of device."""
     crowd, net = range(1000, 1060), host.domain("net").domid

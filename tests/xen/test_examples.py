@@ -98,6 +98,7 @@ def test_all_but_one() -> None:
     assert seen() == {"pv1": "suspended", "pv4": "running", "pvh2": "suspended"}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_all_but_one_is_told_to_end(signum: signal.Signals, guests: list[Guest]) -> None:
     with start("all_but_one.py", "pv4", "sh", "-c", "echo asleep; exec sleep 600") as program:
@@ -109,18 +110,21 @@ def test_all_but_one_is_told_to_end(signum: signal.Signals, guests: list[Guest])
     assert status == (143 if signum is signal.SIGTERM else -signal.SIGINT), errors
 
 
+@pytest.mark.soak
 def test_disk_snapshot() -> None:
     status, _, errors = run("disk_snapshot.py", "pv1", "sh", "-c", LIST)
     assert (status, errors) == (0, "")
     assert seen()["pv1"] == "suspended"
 
 
+@pytest.mark.soak
 def test_disk_snapshot_that_fails() -> None:
     status, _, errors = run("disk_snapshot.py", "pvh2", "false")
     assert status == 1
     assert errors.startswith("no snapshot: ")
 
 
+@pytest.mark.soak
 def test_park_idle(guests: list[Guest]) -> None:
     with start("park_idle.py", "3", "1") as program:
         parked = sorted(program.line() for _ in guests)
@@ -130,6 +134,7 @@ def test_park_idle(guests: list[Guest]) -> None:
         assert program.end() == (143, "", "")
 
 
+@pytest.mark.soak
 def test_snapshots_of_several() -> None:
     assert run("snapshots.py", "pv1", "pvh2") == (0, "pv1\npvh2\n", "")
 

@@ -160,9 +160,23 @@ def _end(subject: Guest, end: str) -> Callable[[], object]:
     return lambda: subject.control.shutdown(domid, int(reason))
 
 
+SELDOM = pytest.mark.soak
+
+
 @pytest.mark.trouble
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("phase", ["requested", "acknowledged"])
+@pytest.mark.parametrize(
+    ("phase", "end"),
+    [
+        ("requested", "poweroff"),
+        ("acknowledged", "destroyed"),
+        pytest.param("requested", "crash", marks=SELDOM),
+        pytest.param("requested", "reboot", marks=SELDOM),
+        pytest.param("requested", "destroyed", marks=SELDOM),
+        pytest.param("acknowledged", "crash", marks=SELDOM),
+        pytest.param("acknowledged", "poweroff", marks=SELDOM),
+        pytest.param("acknowledged", "reboot", marks=SELDOM),
+    ],
+)
 def test_guest_ends_in_the_middle(phase: str, end: str, request: pytest.FixtureRequest) -> None:
     subject: Guest = request.getfixturevalue("paused" if phase == "requested" else "stalled")
     domain = subject.domain
@@ -185,7 +199,9 @@ def test_guest_crashes_by_itself_in_the_middle(stalled: Guest) -> None:
 
 
 @pytest.mark.trouble
-@pytest.mark.parametrize("end", ["crash", "poweroff", "reboot"])
+@pytest.mark.parametrize(
+    "end", ["crash", pytest.param("poweroff", marks=SELDOM), pytest.param("reboot", marks=SELDOM)]
+)
 def test_guest_that_has_ended_by_itself(end: str, victim: Guest) -> None:
     domain = victim.domain
     with Xenstore() as store:
