@@ -78,6 +78,7 @@ class Connection(BaseConnection):
         self._loop = weakref.ref(asyncio.get_running_loop())
         super().__init__(ports)
         self._calls: list[_Call] = []
+        self._closing = False
         self._stop_listening: Callable[[], None] | None = None
 
     @classmethod
@@ -93,13 +94,16 @@ class Connection(BaseConnection):
         """Cancel what is under way, wait until each guest is safe, and close the connection."""
         if self._closed or self.is_parents:
             return
+        if self._closing:  # by somebody else, who is waiting
+            await self._all_ended()
+            return
+        self._closing = True
         try:
             with self._step():
                 for call in self._calls:
                     call.failure = XenError("cancelled, for the connection to Xen was closed")
                     self._cancel(call)
-            while self._calls:
-                await asyncio.wait([call.ended for call in self._calls])
+            await self._all_ended()
         finally:
             self._closed = True
             try:
@@ -107,6 +111,10 @@ class Connection(BaseConnection):
                     self._engine.drop_all()
             finally:
                 self.ports.close()
+
+    async def _all_ended(self) -> None:
+        while self._calls:
+            await asyncio.wait([call.ended for call in self._calls])
 
     async def run(
         self,
@@ -128,6 +136,8 @@ class Connection(BaseConnection):
             tasks: becomes the tasks, for a caller who asks also when this is cancelled.
         """
         self.check()
+        if self._closing and not to_the_end:  # what makes a guest safe may still begin
+            raise ValueError("this connection to Xen is being closed")
         if asyncio.get_running_loop() is not self._loop():
             raise RuntimeError(
                 "this connection to Xen belongs to another event loop: give each loop a Host of "
@@ -371,6 +381,21 @@ class Domain(BaseDomain[Connection]):
         task.result()
 
 
+class _Events(AsyncIterator[DomainEvent]):
+    """What becomes of the domains; an error or a cancellation does not end it."""
+
+    def __init__(self, connection: Connection, observer: Observer) -> None:
+        self._connection = connection
+        self._observer = observer
+
+    async def __anext__(self) -> DomainEvent:
+        while not self._observer.events:
+            machine = self._observer.wait(self._connection.ports.poller.now_ns)
+            (task,) = await self._connection.run([machine])
+            task.result()
+        return self._observer.events.popleft()
+
+
 class Host(BaseHost[Domain]):
     """The Xen host that this process runs on; `xenpm.Host` for asyncio.
 
@@ -440,18 +465,13 @@ class Host(BaseHost[Domain]):
     def events(self) -> AsyncIterator[DomainEvent]:
         """What becomes of the domains, from this call on, for ``async for``.
 
-        See `xenpm.Host.events`; here all else goes on meanwhile.
+        See `xenpm.Host.events`; here all else goes on meanwhile.  What is cancelled while it waits
+        for an event, as by ``asyncio.wait_for``, can wait for that event again.
         """
         observer = Observer()
         self._connection.look(observer.look())
-        return self._events(observer)
-
-    async def _events(self, observer: Observer) -> AsyncIterator[DomainEvent]:
-        while True:
-            machine = observer.next_events(self._connection.ports.poller.now_ns)
-            (task,) = await self._connection.run([machine])
-            for event in task.result():
-                yield event
+        observer.events.clear()
+        return _Events(self._connection, observer)
 
     async def suspend(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from .actions import Clock, ListDomains, Machine, Read, Wait, Watch
 from .types import DomainEvent, DomainEventKind, DomainInfo, DomainRef
 
@@ -18,39 +20,40 @@ class Observer:
     def __init__(self) -> None:
         self._seen: dict[tuple[int, bytes], DomainRef] = {}
         self._suspended: set[DomainRef] = set()
+        #: what has become of them and was not told yet; kept when a look is broken off
+        self.events: deque[DomainEvent] = deque()
 
-    def look(self) -> Machine[list[DomainEvent]]:
-        """Look at all domains; results in what has become of them since the last look."""
+    def look(self) -> Machine[None]:
+        """Look at all domains: `events` gets what has become of them since the last look."""
         infos: list[DomainInfo] = yield ListDomains()
         there = {
             (info.domid, info.handle): info for info in infos if info.domid != 0 and not info.dying
         }
-        events = []
         for key in [key for key in self._seen if key not in there]:
             domain = self._seen.pop(key)
             self._suspended.discard(domain)
-            events.append(DomainEvent(DomainEventKind.GONE, domain))
+            self.events.append(DomainEvent(DomainEventKind.GONE, domain))
         for key, info in there.items():
             if key not in self._seen:
                 name: bytes | None = yield Read(f"/local/domain/{info.domid}/name")
                 if name is None:  # being created, or gone meanwhile
                     continue
                 self._seen[key] = DomainRef(*key, name.decode("utf-8", "surrogateescape"))
-                events.append(DomainEvent(DomainEventKind.APPEARED, self._seen[key]))
+                self.events.append(DomainEvent(DomainEventKind.APPEARED, self._seen[key]))
             domain = self._seen[key]
             if info.suspended and domain not in self._suspended:
                 self._suspended.add(domain)
-                events.append(DomainEvent(DomainEventKind.SUSPENDED, domain))
+                self.events.append(DomainEvent(DomainEventKind.SUSPENDED, domain))
             elif not info.suspended and domain in self._suspended:
                 self._suspended.discard(domain)
-                events.append(DomainEvent(DomainEventKind.RESUMED, domain))
-        return events
+                self.events.append(DomainEvent(DomainEventKind.RESUMED, domain))
 
-    def next_events(self, now: Clock) -> Machine[list[DomainEvent]]:
+    def wait(self, now: Clock) -> Machine[None]:
         """Wait until something has become of a domain since the last look."""
         for path in _WATCHES:
             yield Watch(path)
-        while not (events := (yield from self.look())):
+        yield from self.look()
+        while not self.events:
             again = now() + _LOOK_AGAIN_NS if self._suspended else _FOREVER_NS
             yield Wait(None, again)
-        return events
+            yield from self.look()

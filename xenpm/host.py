@@ -177,17 +177,16 @@ class Host(BaseHost[Domain]):
         While it waits, this host can do nothing else: Ctrl-C or a signal handler that raises ends
         the waiting.  `xenpm.aio` has the same beside all else.
 
+        Whatever the waiting raises does not end it: the next event can be waited for afterwards,
+        and none is lost.
+
         Raises:
             HypercallError, StoreError, NotPermitted: a call to Xen failed.
         """
         observer = Observer()
         self._connection.look(observer.look())
-        return self._events(observer)
-
-    def _events(self, observer: Observer) -> Iterator[DomainEvent]:
-        while True:
-            machine = observer.next_events(self._connection.ports.poller.now_ns)
-            yield from self._transact(machine, [])
+        observer.events.clear()
+        return _Events(self._connection, observer)
 
     def suspend(
         self,
@@ -381,6 +380,22 @@ class Host(BaseHost[Domain]):
         refs = [domain.ref for domain in chosen]
         self._connection.resume(refs, tasks, cooperative=cooperative, timeout=timeout)
         return outcomes(chosen, tasks)
+
+
+class _Events(Iterator[DomainEvent]):
+    """What becomes of the domains; an error does not end it."""
+
+    def __init__(self, connection: Connection, observer: Observer) -> None:
+        self._connection = connection
+        self._observer = observer
+
+    def __next__(self) -> DomainEvent:
+        while not self._observer.events:
+            machine = self._observer.wait(self._connection.ports.poller.now_ns)
+            tasks: list[Task[None]] = []
+            self._connection.transact(machine, tasks)
+            tasks[0].result()
+        return self._observer.events.popleft()
 
 
 def terms_of(

@@ -20,10 +20,13 @@ ALARM = Path("/sys/class/rtc/rtc0/wakealarm")  # see the kernel's Documentation/
 
 
 def next_time(clock, now):
-    """The next moment at which clocks show this, as "06:30"; at least a minute from now."""
+    """The next moment at which clocks here show this, as "06:30"; at least a minute from now."""
     hours, minutes = map(int, clock.split(":"))
-    then = now.replace(hour=hours, minute=minutes, second=0, microsecond=0)
-    return then if then - now >= timedelta(minutes=1) else then + timedelta(days=1)
+    shown = now.astimezone().replace(tzinfo=None)  # until then clocks may be put forward or back
+    then = shown.replace(hour=hours, minute=minutes, second=0, microsecond=0)
+    if then - shown < timedelta(minutes=1):
+        then += timedelta(days=1)
+    return then.astimezone()
 
 
 def sleep_until(then):

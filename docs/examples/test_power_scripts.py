@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -133,11 +134,23 @@ def test_night_respects_the_alarm_of_others(xen_host, alarm):
     assert web.suspensions == 0
 
 
+@pytest.fixture
+def berlin(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
 def test_next_time():
-    now = datetime(2030, 1, 1, 22, 0, 30, tzinfo=timezone.utc)
-    assert night.next_time("06:30", now) == datetime(2030, 1, 2, 6, 30, tzinfo=timezone.utc)
+    now = datetime(2030, 1, 1, 21, 0, 30, tzinfo=timezone.utc)  # 22:00:30 there
+    assert night.next_time("06:30", now).isoformat() == "2030-01-02T06:30:00+01:00"
     assert night.next_time("23:00", now).day == 1
-    assert night.next_time("22:01", now) - now > timedelta(hours=23), "too soon to be slept for"
+    assert night.next_time("22:01", now).day == 2, "too soon to be slept for"
+    before_the_change = datetime(2030, 10, 26, 21, 0, tzinfo=timezone.utc)
+    assert night.next_time("06:30", before_the_change).isoformat() == "2030-10-27T06:30:00+01:00"
     with pytest.raises(ValueError, match="invalid literal"):
         night.next_time("soon", now)
 

@@ -51,11 +51,11 @@ def test_suspend_and_resume(xen_host, tmp_path):
 
     async def clients(ask):
         assert (await ask("suspend web"))["milliseconds"] == 41.0
-        assert await ask("list") == {"ok": True, "web": "suspended"}
+        assert await ask("list") == {"ok": True, "guests": {"web": "suspended"}}
         assert await ask("resume web") == {"ok": True, "cooperative": True}
         return await ask("list")
 
-    assert serving(tmp_path, clients) == {"ok": True, "web": "running"}
+    assert serving(tmp_path, clients) == {"ok": True, "guests": {"web": "running"}}
 
 
 def test_many_clients_at_once(xen_host, tmp_path):

@@ -31,7 +31,7 @@ class Toolstack:
 
     async def list(self):
         """All guests, with their states."""
-        return {domain.name: domain.state.value for domain in await self.host.domains()}
+        return {"guests": {each.name: each.state.value for each in await self.host.domains()}}
 
     async def suspend(self, name):
         """Suspend a guest, and remember it."""

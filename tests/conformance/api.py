@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 
@@ -90,7 +90,7 @@ class _Blocking:
     def _wrapped(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
             return self._wrapped(self._loop.run_until_complete(value))
-        if inspect.isasyncgen(value):
+        if isinstance(value, AsyncIterator):
             return self._iterate(value)
         if hasattr(value, "__aenter__"):
             return self._within(value)

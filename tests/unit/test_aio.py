@@ -504,6 +504,96 @@ def test_closed_under_a_call(xen: FakeXen) -> None:
     assert_runs_on(web)
 
 
+def test_nothing_begins_while_it_is_closed(xen: FakeXen) -> None:
+    """But what makes a guest safe: close() says that nobody has to be watched over any more."""
+    slow = xen.add_guest("slow", suspend_ns=5 * SECOND)
+    web, held = xen.add_guest("web"), xen.add_guest("held")
+
+    async def main() -> None:
+        host = aio.Host()
+        web_domain = await host.domain("web")
+        suspending = asyncio.ensure_future((await host.domain("slow")).suspend())
+        block = (await host.domain("held")).suspended()
+        await block.__aenter__()
+        closing: list[asyncio.Future[None]] = []
+        tried: list[asyncio.Future[Any]] = []
+
+        def close_and_try() -> None:
+            closing.extend(asyncio.ensure_future(host.close()) for _ in range(2))
+            xen.after(100 * MS, lambda: tried.append(asyncio.ensure_future(web_domain.suspend())))
+            xen.after(
+                SECOND, lambda: tried.append(asyncio.ensure_future(block.__aexit__(*3 * (None,))))
+            )
+
+        xen.after(500 * MS, close_and_try)
+        with pytest.raises(xenpm.XenError, match="was closed"):
+            await suspending
+        await asyncio.gather(*closing)
+        assert xen.now_ns >= 5 * SECOND
+        late, ended = tried
+        with pytest.raises(ValueError, match="being closed"):
+            await late
+        await ended
+
+    asyncio.run(main())
+    assert web.suspensions == 0
+    assert_runs_on(slow)
+    assert_runs_on(held)
+
+
+def test_waiting_for_an_event_again(xen: FakeXen) -> None:
+    """What was given up, and what has failed, does not end the events, and loses none."""
+    web = xen.add_guest("web")
+
+    async def main() -> list[str]:
+        async with aio.Host() as host:
+            events = host.events()
+            for _ in range(2):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(events.__anext__(), 0.02)
+            xen.after(MS, web.suspend)
+            xen.fail("domain_list", errno.EINTR)
+            with pytest.raises(xenpm.HypercallError):
+                await events.__anext__()
+            web.destroy()
+            xen.settle()
+            return [str(await events.__anext__())]
+
+    assert asyncio.run(main()) == ["web (domain 1): gone"]
+
+
+def test_event_that_came_with_the_cancelling(xen: FakeXen) -> None:
+    web = xen.add_guest("web")
+
+    async def main() -> str:
+        async with aio.Host() as host:
+            events = host.events()
+            waiting = asyncio.ensure_future(events.__anext__())
+
+            def both() -> None:
+                web.suspend()
+                waiting.cancel()
+
+            xen.after(MS, both)
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            return str(await events.__anext__())
+
+    assert asyncio.run(main()) == "web (domain 1): suspended"
+
+
+def test_what_the_test_raises_meanwhile_reaches_it(xen: FakeXen) -> None:
+    web = xen.add_guest("web")
+
+    def check() -> None:
+        raise AssertionError("not as it should be")
+
+    xen.after(10 * MS, check)
+    with pytest.raises(AssertionError, match="not as it should be"):
+        asyncio.run(asyncio.wait_for(suspend(), 10))
+    assert_runs_on(web)
+
+
 def test_forked_child(xen: FakeXen) -> None:
     xen.add_guest("web")
 

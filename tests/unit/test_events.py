@@ -144,6 +144,24 @@ def test_failed_call_is_told(call: str, xen: FakeXen, host: xenpm.Host) -> None:
     assert_released(xen)
 
 
+@pytest.mark.parametrize("call", ["domain_list", "read"])
+def test_failed_call_loses_nothing(call: str, xen: FakeXen, host: xenpm.Host) -> None:
+    old = xen.add_guest("old")
+    events = host.events()
+    old.destroy()
+    xen.settle()
+    new = xen.add_guest("new")
+    xen.fail(call, errno.EIO)
+    with pytest.raises(xenpm.XenError):
+        next(events)
+    xen.after(SECOND, new.suspend)
+    assert [str(event) for event in itertools.islice(events, 3)] == [
+        "old (domain 1): gone",
+        "new (domain 2): appeared",
+        "new (domain 2): suspended",
+    ]
+
+
 def test_waiting_for_nothing_fails_a_test(xen_host: FakeXen) -> None:
     xen_host.add_guest("web")
     with xenpm.Host() as host, pytest.raises(AssertionError, match="nothing is going to happen"):

@@ -151,7 +151,7 @@ def test_toolstack(guests: list[Guest]) -> None:
     with start("toolstack.py", "socket") as program:
         while program.line() != "at your service":
             pass
-        assert ask("list")["pv1"] == "running"
+        assert ask("list")["guests"]["pv1"] == "running"
         assert ask("suspend pv1")["ok"]
         assert ask("suspend pvh2")["ok"]
         assert ask("suspend pv1")["error"] == "AlreadySuspended"

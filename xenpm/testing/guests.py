@@ -42,6 +42,7 @@ class FakeGuest:
         hvm_params: dict[int, int] | None = None,
         runs_xenstore: bool = False,
     ) -> None:
+        self.script: dict[str, Any] = {}  # what it was built with; `FakeXen.add_guest` says
         if acknowledge_by not in ("writing", "deleting", "nothing"):
             raise ValueError(f"a guest acknowledges by no {acknowledge_by!r}")
         self.xen = xen
@@ -205,7 +206,7 @@ class FakeGuest:
 
         def rebuild() -> None:
             self.destroy()
-            self.xen.add_guest(self.name, uuid=self.uuid, type=self.type)
+            self.xen.add_guest(self.name, **{**self.script, "uuid": self.uuid})
 
         self.shut_down(ShutdownReason.REBOOT)
         self.xen.after(after_ns, rebuild)

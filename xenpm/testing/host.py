@@ -111,6 +111,7 @@ class FakeXen(Calls):
         if domid in self.guests:
             raise ValueError(f"domain {domid} is there already")
         guest = self.guests[domid] = FakeGuest(self, domid, name, **script)
+        guest.script = script
         return guest
 
     @property
@@ -241,9 +242,13 @@ class FakePoller(Port):
         super().__init__(xen)
         self._store = store
         self._woken = False
+        self._failure: Exception | None = None  # of something that happened in a loop's step
 
     def now_ns(self) -> int:
-        """The virtual time."""
+        """The virtual time; raises what an action of the test has raised in an event loop."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         return self._xen.now_ns
 
     def wait(self, fd: int, timeout_ns: int, others: Sequence[int] = ()) -> None:
@@ -287,7 +292,12 @@ class FakePoller(Port):
             with self._xen.mutex:
                 over = self._has_come(fds) or self._xen.now_ns >= until_ns
                 earliest = min(self._xen.listening.values())
-                if over or rounds % _ROUNDS or self._xen.run_next(earliest):
+                try:
+                    happened = over or rounds % _ROUNDS or self._xen.run_next(earliest)
+                except Exception as failure:  # for the caller, who would wait in vain
+                    self._failure = failure
+                    happened = over = True
+                if happened:
                     handle = loop.call_soon(step)
                 elif earliest < NEVER_NS:
                     self._xen.now_ns = max(self._xen.now_ns, earliest)
