@@ -22,7 +22,17 @@ CALLBACK_IRQ, STORE_EVTCHN, CONSOLE_EVTCHN = 0, 2, 18
 
 
 class FakeGuest:
-    """A domain, and the script that its kernel follows; made by `FakeXen.add_guest`."""
+    """A domain, and the script that its kernel follows; made by `FakeXen.add_guest`.
+
+    Attributes:
+        domid, name, uuid: what it is called.
+        suspensions: how often it has suspended.
+        resumptions: how often it was resumed.
+        pause_count: how often it is paused and not yet unpaused.
+        gone: whether it was destroyed.
+        request: what asks it to suspend or to shut down, as it stands in xenstore.
+        corrupted: what was done to it that a real guest does not survive; empty is well.
+    """
 
     def __init__(
         self,
