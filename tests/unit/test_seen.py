@@ -33,6 +33,26 @@ def test_the_last_run_counts(tmp_path: Path) -> None:
     assert row.endswith('``test_cli.py``,not run,2 passed,"0 passed, 1 failed"')
 
 
+def test_what_no_log_tells_stays(tmp_path: Path) -> None:
+    """But for modules that are no more; a run of some tests does not hide the others."""
+    table, log = tmp_path / "seen.csv", tmp_path / "log"
+    table.write_text(
+        "What,Tests,Xen 4.14,Xen 4.17,Xen 4.20\n"
+        'a,``test_cli.py``,3 passed,"1 passed, 1 failed",not run\n'
+        "b,``test_that_is_no_more.py``,1 passed,1 passed,1 passed\n"
+        "c,``test_cycle.py``,4 passed,not run,5 passed\n"
+    )
+    log.write_text(
+        "[bullseye/trio] tests/xen/test_cli.py::test_list_says_what_xl_says PASSED\n"
+        "[bookworm/trio] tests/xen/test_cli.py::test_list_says_what_xl_says PASSED\n"
+        "[trixie/trio] tests/xen/test_cli.py::test_list_says_what_xl_says FAILED\n" + NEW
+    )
+    seen.write_table([log], table)
+    _, cli, cycle = table.read_text().splitlines()
+    assert cli.endswith('``test_cli.py``,3 passed,2 passed,"0 passed, 1 failed"')
+    assert cycle.endswith("``test_cycle.py``,4 passed,not run,5 passed")
+
+
 def test_logs_without_results(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("nothing\n")
     with pytest.raises(LabError, match="no log has a result"):
