@@ -83,6 +83,12 @@ class BaseConnection:
         force: bool = False,
     ) -> list[Machine[Resumption]]:
         """What resumes domains; see `reinit.resume`."""
+        if not (cooperative is None or isinstance(cooperative, bool)):
+            raise TypeError(
+                f"cooperative must be True, False or None, not {type(cooperative).__name__}"
+            )
+        if not isinstance(force, bool):
+            raise TypeError(f"force must be a bool, not {type(force).__name__}")
         now, timeout_ = self.ports.poller.now_ns, timeout_ns(timeout, "timeout")
         return [reinit.resume(domain, now, timeout_, cooperative, force) for domain in domains]
 

@@ -20,8 +20,8 @@ from .engine import Task
 from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
 from .heavy import Progress
 from .pci import pci_devices
-from .protocol import started_over
-from .reinit import supports_cooperative_resume, supports_reinit
+from .protocol import started_over, supports_cooperative_resume
+from .reinit import supports_reinit
 from .topology import DriverDomain, read_topology
 from .types import (
     Device,
@@ -399,8 +399,8 @@ class Domain(BaseDomain[Connection]):
         Args:
             cooperative: None: cooperatively where the guest can, else by reinitialisation; True or
                 False: so and no other way.
-            timeout: seconds that the backends have for closing, when the guest is reinitialised;
-                above 0 and at most 86400.
+            timeout: seconds that the backends have for closing when the guest is reinitialised, and
+                again for connecting once it runs; above 0 and at most 86400.
             force: start over also a PV guest, or an HVM guest.  The former is only for kernels that
                 register no vCPU info area with Xen; Linux does, and panics.  The latter may lose
                 the guest when libxl fails.
@@ -408,7 +408,8 @@ class Domain(BaseDomain[Connection]):
         Returns:
             How long it took, which way was taken and why.  When PCI devices are passed through to
             the domain they are watched until its drivers have brought them back, for at most 10
-            seconds; what is not as it was is in ``problems``.
+            seconds; after a reinitialisation all its devices, for at most `timeout`.  What is not
+            as it was is in ``problems``.
 
         Raises:
             ValueError, TypeError: an argument is wrong; nothing was touched.

@@ -9,8 +9,13 @@ from uuid import UUID
 
 from .actions import GetParam, Machine, Read
 from .errors import HypercallError
-from .policy import OnFailure, Policy, Rule, Settings, merge, parse_rule
-from .protocol import HVM_PARAM_ACPI_S_STATE, HVM_PARAM_CALLBACK_IRQ
+from .policy import POLICY, OnFailure, Policy, Rule, Settings, merge, parse_rule
+from .protocol import (
+    HVM_PARAM_ACPI_S_STATE,
+    HVM_PARAM_CALLBACK_IRQ,
+    started_over,
+    supports_cooperative_resume,
+)
 from .timeline import columns, printable
 from .topology import Member, Topology, read_topology
 from .types import DomainRef, DomainState, DomainType, plain
@@ -146,9 +151,9 @@ def decide(
 ) -> Machine[tuple[Policy, str, Rule]]:
     """One domain's policy, the reason for it, and what else was said of it."""
     home = f"/local/domain/{member.domain.domid}"
-    said = yield Read(f"{home}/xenpm/policy")
+    said = yield Read(f"{home}/{POLICY}")
     feature = yield Read(f"{home}/control/feature-suspend")
-    in_store = parse_rule((said or b"").decode("utf-8", "replace"), f"{home}/xenpm/policy")
+    in_store = parse_rule((said or b"").decode("utf-8", "replace"), f"{home}/{POLICY}")
     sources = [
         ("the caller", rules.get(member.domain.domid, Rule())),
         ("its xenpm/policy in xenstore", in_store),
@@ -161,6 +166,8 @@ def decide(
         return Policy.ABORT, f"{who} says so", rule
     if member.info.state is not DomainState.RUNNING:
         already = f"is {member.info.state.value} already"
+        if (yield from started_over(member.domain, member.info)).doing:
+            already += ", in the middle of being started over"
         harmed = member.info.state is DomainState.PAUSED and member.owns
         if harmed and rule.policy not in (Policy.PAUSE, Policy.LEAVE):
             return Policy.ABORT, f"{already}; it {driver}, which is not quiesced", rule
@@ -176,6 +183,9 @@ def decide(
         cannot = yield from _deaf(member.domain.domid)
     if not cannot and feature == b"0":
         cannot = "its kernel says that it cannot suspend"
+    if not cannot and member.info.type is DomainType.PV:
+        support = yield from supports_cooperative_resume(member.domain, member.info)
+        cannot = "" if support else f"could not be resumed: {support.evidence}"
     if not cannot:
         return Policy.SUSPEND, f"driver domain: {driver}" if driver else "can suspend itself", rule
     if member.owns:

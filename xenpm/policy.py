@@ -36,6 +36,8 @@ SETTINGS = Path("/etc/xen/xenpm.conf")
 _LONGEST = 86_400  # seconds; so that a slip of the pen does not keep a lid closed for a year
 _SECTIONS = "[host], [default], [domain NAME-or-UUID]"
 
+POLICY = "xenpm/policy"  # the node in a domain's home that says what is to become of it
+
 
 class Policy(enum.Enum):
     """What happens to a guest when its host goes to sleep."""
@@ -106,7 +108,7 @@ def merge(*rules: Rule) -> Rule:
     )
 
 
-def parse_rule(text: str, source: str = "xenpm/policy") -> Rule:
+def parse_rule(text: str, source: str = POLICY) -> Rule:
     """The rule in a domain's xenstore node: ``suspend timeout=60 on-failure=undo``.
 
     The words may stand in any order, and each may be missing.

@@ -33,6 +33,7 @@ from .actions import (
     ResumeDomain,
     ResumeStore,
     SendTrigger,
+    SuspendCancel,
     Swap,
     Wait,
     Wake,
@@ -68,6 +69,7 @@ from .types import (
     PciCondition,
     Phase,
     Resumption,
+    Support,
     Suspension,
     XenbusState,
     plain,
@@ -137,6 +139,29 @@ def started_over(domain: DomainRef, info: DomainInfo) -> Machine[StartingOver]:
     if doing == "run" and (info.suspended or not info.paused):
         return StartingOver()  # only the note was not removed
     return StartingOver(doing, pause, tuple(filter(None, using)))
+
+
+def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
+    """Whether the guest's suspend hypercall can return 1, and what tells so."""
+    if (yield from started_over(domain, info)).doing:
+        return Support(False, "it is in the middle of being started over")
+    if info.type is DomainType.PV:
+        vm = (yield Read(f"/local/domain/{domain.domid}/vm")) or b""
+        path = (
+            (yield Read(f"{vm.decode('ascii', 'replace')}/image/kernel"))
+            if vm.startswith(b"/vm/")
+            else None
+        )
+        can = None if path is None else (yield SuspendCancel(path.decode("utf-8", "replace")))
+        if can is None:
+            return Support(True, "it is a PV guest; its kernel image does not show its notes")
+        note = "has" if can else "has no"
+        return Support(can, f"it is a PV guest, whose kernel image {note} note SUSPEND_CANCEL")
+    if info.type is DomainType.HVM and not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+        return Support(True, "it is an HVM guest without PV drivers: it has made no hypercall")
+    if not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
+        return Support(False, "it has set up no interrupt for Xen's events")
+    return Support(True, f"it is a {info.type.name} guest that has set up an interrupt for events")
 
 
 def _continue_model(domain: DomainRef, now: Clock) -> Machine[int]:
@@ -451,6 +476,13 @@ class _Suspend:
     def prepare(self) -> Machine[None]:
         """Everything that can be refused before anything is touched."""
         info = yield from self.fit()
+        if info.type is DomainType.PV:
+            support = yield from supports_cooperative_resume(self.domain, info)
+            if not support:
+                raise self.error(
+                    SuspendNotSupported,
+                    f"could not be resumed in place: {support.evidence}. Save it, or pause it",
+                )
         self.has_model = info.type is DomainType.HVM
         if self.has_model:
             yield from self.check_model()

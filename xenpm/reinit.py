@@ -22,7 +22,6 @@ from .actions import (
     Cancelled,
     Clock,
     DiscardEvents,
-    GetParam,
     GetRemote,
     Introduce,
     List,
@@ -37,7 +36,6 @@ from .actions import (
     SeedGrants,
     SetParam,
     SoftReset,
-    SuspendCancel,
     Unpause,
     Wait,
     Wake,
@@ -58,7 +56,8 @@ from .errors import (
     store_error,
 )
 from .pci import number, shown
-from .protocol import HVM_PARAM_CALLBACK_IRQ, reinit_note, started_over, suspend_channel
+from .policy import POLICY
+from .protocol import reinit_note, started_over, supports_cooperative_resume, suspend_channel
 from .types import (
     Device,
     DomainInfo,
@@ -92,7 +91,11 @@ _AT_WORK = "are still at work for it"
 _LOST_ON_THE_WAY = (
     "it is still suspended, and its devices are on the way back to their start, so it can no "
     "longer be resumed cooperatively. When the cause is mended, resume it with cooperative=False "
-    "again"
+    "again; if it cannot be, destroy it"
+)
+_HALF_WAY = (
+    "and its memory is whole. When the cause is mended, resume it with cooperative=False again; do "
+    "not unpause it"
 )
 
 
@@ -119,6 +122,7 @@ class _Reinit:
         self.using: tuple[str, ...] = ()  # those that were connected before
         self.rings: dict[str, _Ring] = {}
         self.watched: set[str] = set()
+        self.problems: list[str] = []
         self.steps: list[Step] = []
         self.step = ""
         self.step_began = 0
@@ -149,7 +153,12 @@ class _Reinit:
         self.using = before.using
         if info.suspended:
             yield from protocol.check_not_saved(self.domain)
-            yield from self.prepare(info, doing)
+            try:
+                yield from self.prepare(info, doing)
+            except ReinitNotSupported as error:
+                if not doing:
+                    raise
+                raise self.half_closed(error.message) from error
             if not doing:
                 self.using = tuple(map(_name, filter(_connected, self.devices)))
             if info.type is DomainType.HVM:
@@ -161,14 +170,17 @@ class _Reinit:
                 yield from self.clear()
                 yield from self.lay_ground()
         elif doing == _GROUND and not self.pv:  # a PV domain leaves its suspension at the end of it
-            yield from self.read_rings()
+            try:
+                yield from self.read_rings()
+            except ReinitNotSupported as error:
+                raise self.error(f"{error.message}; it is paused half-way, {_HALF_WAY}") from error
             yield from self.lay_ground()
         if info.type is not DomainType.HVM:
             yield from self.let_run()
         yield from protocol.let_go(self.domain, whatever=True)
         running = self.now()
         # one that stays paused connects nothing
-        problems = (yield from self.see_connected()) if self.ours else []
+        problems = self.problems + ((yield from self.see_connected()) if self.ours else [])
         return Resumption(
             self.domain,
             cooperative=False,
@@ -252,15 +264,16 @@ class _Reinit:
             raise ReinitNotSupported(
                 self.domain,
                 "is a PV guest, and such a one registers an area for each vCPU with Xen, which Xen "
-                "lets it do but once: started over, Linux panics. Nothing was touched; resume it "
-                "cooperatively, or with force=True if you know that its kernel does no such thing",
+                "lets it do but once: started over, Linux panics. Nothing was touched; where it "
+                "can, resume it cooperatively, and with force=True only if you know that its "
+                "kernel does no such thing",
             )
         if info.type is DomainType.HVM and not allowed:
             raise ReinitNotSupported(
                 self.domain,
                 "is an HVM guest: only libxl can start it over, with a new device model, and "
-                "destroys it should that fail. Nothing was touched; resume it cooperatively, or "
-                "with force=True if that may happen",
+                "destroys it should that fail. Nothing was touched; where it can, resume it "
+                "cooperatively, and with force=True if that may happen",
             )
         if info.type is DomainType.HVM and info.paused and doing:
             raise self.error(
@@ -288,10 +301,31 @@ class _Reinit:
             )
         # The first console has no states: xenconsoled finds its new channel in xenstore.
         self.devices = [each for each in devices if (each.kind, each.devid) != ("console", 0)]
+        yield from self.check_known()
+        if doing:  # it is too late to refuse what has no backend any more, which nothing can use
+            gone = [each for each in self.devices if each.backend_state is None]
+            self.devices = [each for each in self.devices if each not in gone]
+            self.problems += [f"{each} has no backend any more" for each in gone]
+            self.using = tuple(name for name in self.using if name not in map(_name, gone))
         for device in self.devices:
             yield from self.check_device(device)
         if info.type is not DomainType.HVM:
             self.check_ports()
+
+    def check_known(self) -> Machine[None]:
+        """Refuse a guest with frontends that libxl knows nothing of; they would not be closed."""
+        known = {each.frontend for each in self.devices}
+        for kind in (yield List(f"{self.home}/device")):
+            if kind == "suspend":
+                continue
+            for devid in (yield List(f"{self.home}/device/{kind}")):
+                frontend = f"{self.home}/device/{kind}/{devid}"
+                if frontend not in known:
+                    raise ReinitNotSupported(
+                        self.domain,
+                        f"has {frontend}, of which libxl knows nothing (in /libxl): another "
+                        "toolstack may have made it. Nothing was touched",
+                    )
 
     def read_rings(self) -> Machine[None]:
         """What xenstore says of both rings; after the reset it would be too late to find out."""
@@ -511,6 +545,8 @@ class _Reinit:
         """The error for a domain that could not be cleared; our pause is taken back."""
         info = yield from self.look_after(error)
         if not info.suspended:
+            if info.paused and not (info.shutdown or info.dying):  # it was done all the same
+                return self.error(f"{error}; yet it was done: it is paused, {_HALF_WAY}")
             return self.error(f"{error}; it has ended with that: it is {info.state.value}")
         if self.ours and info.paused:
             try:
@@ -526,6 +562,7 @@ class _Reinit:
         try:
             # libxl waits for those that are not closed, and nobody else would close them
             yield from self.shut(self.devices, "do not close")
+            policy = yield Read(f"{self.home}/{POLICY}")  # libxl makes its directory anew
             yield Pause(domid)  # it must not run before it has a device model
         except CALL_ERRORS as error:
             raise self.half_closed(str(error)) from error
@@ -534,6 +571,11 @@ class _Reinit:
             yield from heavy.start_over(self.domain, self.now)
         except XenError as error:
             raise (yield from self.not_rebuilt(error)) from error
+        if policy is not None:
+            try:
+                yield self.put(f"{self.home}/{POLICY}", policy)
+            except CALL_ERRORS as error:
+                self.problems.append(f"its {POLICY} in xenstore, {policy!r}, is lost: {error}")
         info = yield from self.look()
         if info.paused:
             try:
@@ -568,8 +610,7 @@ class _Reinit:
         except CALL_ERRORS as error:
             raise self.error(
                 f"{error}; it is paused in the middle of being started over (step {self.step}), "
-                "and its memory is whole. When the cause is mended, resume it with "
-                "cooperative=False again; do not unpause it"
+                f"{_HALF_WAY}"
             ) from error
 
     def channels(self) -> Machine[None]:
@@ -753,27 +794,6 @@ def resume(
         raise ReinitNotSupported(
             domain, f"cannot be resumed cooperatively ({reason}), and {error.message}"
         ) from error
-
-
-def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
-    """Whether the guest's suspend hypercall can return 1, and what tells so."""
-    if info.type is DomainType.PV:
-        vm = (yield Read(f"/local/domain/{domain.domid}/vm")) or b""
-        path = (
-            (yield Read(f"{vm.decode('ascii', 'replace')}/image/kernel"))
-            if vm.startswith(b"/vm/")
-            else None
-        )
-        can = None if path is None else (yield SuspendCancel(path.decode("utf-8", "replace")))
-        if can is None:
-            return Support(True, "it is a PV guest; its kernel image does not show its notes")
-        note = "has" if can else "has no"
-        return Support(can, f"it is a PV guest, whose kernel image {note} note SUSPEND_CANCEL")
-    if info.type is DomainType.HVM and not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
-        return Support(True, "it is an HVM guest without PV drivers: it has made no hypercall")
-    if not (yield GetParam(domain.domid, HVM_PARAM_CALLBACK_IRQ)):
-        return Support(False, "it has set up no interrupt for Xen's events")
-    return Support(True, f"it is a {info.type.name} guest that has set up an interrupt for events")
 
 
 def supports_reinit(domain: DomainRef, info: DomainInfo) -> Machine[Support]:

@@ -264,17 +264,94 @@ def test_kernel_image_of_a_pv_guest(
     support = domain.supports_cooperative_resume
     assert bool(support) is can
     assert text in support.evidence
-    domain.suspend()
+    (entry,) = host.plan(settings=xenpm.Settings()).entries
     if can:
+        assert entry.policy is xenpm.Policy.SUSPEND
+        domain.suspend()
         assert text in domain.resume().reason
-    else:
-        with pytest.raises(xenpm.ReinitNotSupported, match=f"{text}.*force=True"):
-            domain.resume()
-        assert domain.resume(cooperative=True).cooperative
-        # which nobody would ask for at the end of a block
-        with pytest.raises(xenpm.SuspendNotSupported, match=text), domain.suspended():
-            pytest.fail("it is suspended, and cannot be resumed")
-        assert guest.running
+        return
+    assert entry.policy is xenpm.Policy.PAUSE
+    assert text in entry.reason
+    with pytest.raises(xenpm.SuspendNotSupported, match=f"{text}.*Save it, or pause it"):
+        domain.suspend()
+    with pytest.raises(xenpm.SuspendNotSupported, match=text), domain.suspended():
+        pytest.fail("it is suspended, and cannot be resumed")
+    assert guest.suspensions == 0
+    guest.suspend()  # somebody else has it suspended
+    with pytest.raises(xenpm.ReinitNotSupported, match=f"{text}.*force=True"):
+        domain.resume()
+    assert domain.resume(cooperative=True).cooperative
+    assert guest.running
+
+
+def test_host_with_a_guest_that_could_not_be_resumed(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = xen.add_guest("old", type=DomainType.PV)
+    xen.toolstack.write(f"/vm/{guest.uuid}/image/kernel", b"/boot/vmlinux")
+    xen.kernels["/boot/vmlinux"] = False
+    report = host.suspend("mem", settings=xenpm.Settings())
+    assert [each.outcome for each in report.domains.values()] == [xenpm.Outcome.RUNNING]
+    assert guest.suspensions == 0
+    assert guest.running
+    assert guest.pause_count == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"cooperative": "no"}, {"cooperative": 0}, {"force": "no"}, {"force": None}]
+)
+def test_arguments_of_the_wrong_type(
+    xen: FakeXen, host: xenpm.Host, arguments: dict[str, Any]
+) -> None:
+    guest = suspended(xen)
+    with pytest.raises(TypeError, match=f"{next(iter(arguments))} must be"):
+        host.domain("web").resume(**arguments)
+    assert guest.suspended
+
+
+def test_backend_that_is_gone_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
+    """It is too late to refuse: the guest is started over without it, and that is told."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    store = guest.backends[1]
+    store.close_ns = None
+    with pytest.raises(xenpm.ResumeError, match="if it cannot be, destroy it"):
+        domain.resume(cooperative=False, timeout=2)
+    assert not domain.supports_cooperative_resume
+    assert "in the middle" in domain.supports_cooperative_resume.evidence
+    plan = host.plan(settings=xenpm.Settings())
+    assert "in the middle of being started over" in plan.entries[0].reason
+    xen.guests[2].destroy()
+    guest.backends.remove(store)
+    resumption = domain.resume()
+    assert resumption.problems == ("vbd 51728 has no backend any more",)
+    assert guest.running
+    assert guest.restarts == 1
+    assert [each.state for each in guest.backends] == [CONNECTED, CONNECTED]
+    assert NOTE not in xen.store.nodes
+
+
+def test_device_that_comes_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
+    """The error does not pretend that nothing has happened to the guest."""
+    guest = suspended(xen)
+    domain = host.domain("web")
+    guest.backends[1].close_ns = None
+    with pytest.raises(xenpm.ResumeError):
+        domain.resume(cooperative=False, timeout=2)
+    guest.give_device("9pfs", 0)
+    with pytest.raises(xenpm.ResumeError, match=r"9pfs 0 would not come back.*still suspended"):
+        domain.resume()
+    assert guest.suspended
+
+
+def test_devices_of_another_toolstack(xen: FakeXen, host: xenpm.Host) -> None:
+    """They would not be closed, and go on writing into its memory."""
+    guest = suspended(xen)
+    xen.toolstack.remove("/libxl/1")
+    domain = host.domain("web")
+    assert "of which libxl knows nothing" in domain.supports_reinit.evidence
+    with pytest.raises(xenpm.ReinitNotSupported, match=r"device/vbd/51712.*another toolstack"):
+        domain.resume(cooperative=False)
+    assert domain.resume().cooperative
+    assert guest.running
 
 
 def test_supports_reinit(xen: FakeXen, host: xenpm.Host) -> None:
@@ -415,7 +492,7 @@ def test_nonsense_that_comes_in_the_middle(xen: FakeXen, host: xenpm.Host) -> No
         host.domain("web").resume(cooperative=False)
     page = xen.toolstack.read("/local/domain/1/console/ring-ref")
     xen.toolstack.write("/local/domain/1/console/ring-ref", b"odd")
-    with pytest.raises(xenpm.ResumeError, match=r"console/ring-ref is 'odd'\. Nothing was"):
+    with pytest.raises(xenpm.ResumeError, match=r"ring-ref is 'odd'.*paused half-way"):
         host.domain("web").resume(cooperative=False)
     xen.toolstack.write("/local/domain/1/console/ring-ref", page)
     host.domain("web").resume(cooperative=False)

@@ -120,7 +120,9 @@ def test_cooperative_unless_asked_for(guest: FakeGuest, host: xenpm.Host, libxl:
 
 
 def test_starts_over(xen: FakeXen, guest: FakeGuest, host: xenpm.Host, libxl: FakeLibxl) -> None:
+    xen.toolstack.write("/local/domain/1/xenpm/policy", b"abort")
     resumption = host.domain("web").resume(cooperative=False, force=True)
+    assert xen.toolstack.read("/local/domain/1/xenpm/policy") == b"abort"
     assert [step.name for step in resumption.steps] == ["devices", "libxl"]
     assert resumption.steps[1].ns >= SECOND
     assert resumption.problems == ()
