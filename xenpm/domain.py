@@ -20,7 +20,7 @@ from .engine import Task
 from .errors import NoSuchDomain, ResumeError, StoreDataError, SuspendNotSupported, XenError
 from .heavy import Progress
 from .pci import pci_devices
-from .protocol import started_over, supports_cooperative_resume
+from .protocol import forget_start, started_over, supports_cooperative_resume
 from .reinit import supports_reinit
 from .topology import DriverDomain, read_topology
 from .types import (
@@ -247,8 +247,10 @@ class BaseDomain(Generic[C]):
             )
 
     def _pause(self) -> None:
-        if self.info.runs_xenstore:
+        info = self.info
+        if info.runs_xenstore:
             raise XenError(f"{self._ref}: runs xenstored; without that the whole host would hang")
+        self._connection.look(forget_start(self._ref, info))
         self._connection.ports.hypervisor.pause(self.domid)
 
     def _unpause(self) -> None:
@@ -448,7 +450,7 @@ class Domain(BaseDomain[Connection]):
 
         Raises:
             NoSuchDomain: it is gone.
-            HypercallError, NotPermitted: the call failed; nothing was touched.
+            HypercallError, StoreError, NotPermitted: a call to Xen failed; nothing was touched.
             XenError: it runs xenstored.
         """
         self._pause()

@@ -141,6 +141,13 @@ def started_over(domain: DomainRef, info: DomainInfo) -> Machine[StartingOver]:
     return StartingOver(doing, pause, tuple(filter(None, using)))
 
 
+def forget_start(domain: DomainRef, info: DomainInfo) -> Machine[None]:
+    """Remove the note of a start that has ended; beside a pause it would seem not to have."""
+    note = (yield Read(reinit_note(domain))) or b""
+    if note.startswith(b"run ") and not info.paused and not info.suspended:
+        yield Remove(reinit_note(domain))
+
+
 def supports_cooperative_resume(domain: DomainRef, info: DomainInfo) -> Machine[Support]:
     """Whether the guest's suspend hypercall can return 1, and what tells so."""
     if (yield from started_over(domain, info)).doing:

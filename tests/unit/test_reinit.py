@@ -329,6 +329,19 @@ def test_backend_that_is_gone_in_the_middle(xen: FakeXen, host: xenpm.Host) -> N
     assert NOTE not in xen.store.nodes
 
 
+def test_note_that_stands_does_not_outlive_a_pause(xen: FakeXen, host: xenpm.Host) -> None:
+    guest = suspended(xen)
+    domain = host.domain("web")
+    xen.fail("remove", errno.EIO)
+    with pytest.raises(xenpm.ResumeError, match="runs again, but the note"):
+        domain.resume(cooperative=False)
+    assert NOTE in xen.store.nodes
+    domain.pause()
+    assert NOTE not in xen.store.nodes
+    domain.unpause()
+    assert_started_over(guest)
+
+
 def test_device_that_comes_in_the_middle(xen: FakeXen, host: xenpm.Host) -> None:
     """The error does not pretend that nothing has happened to the guest."""
     guest = suspended(xen)
