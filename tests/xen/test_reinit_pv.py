@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import xenpm
 
-from .guest import Guest, LogWatch, run, wait_node
+from .guest import Guest, LogWatch, wait_node
 
 pytestmark = pytest.mark.soak
 SCENE = "tiny"
@@ -19,12 +20,17 @@ GuestOf = Callable[[str], Guest]
 
 
 def assert_all_works(subject: Guest) -> None:
-    """Xenstore from inside, and the console both ways."""
+    """Xenstore from inside, the console both ways, and the event channels of both."""
     subject.wait_counting(subject.count)
     with LogWatch(subject.log) as log:
         with open(subject.read("console/tty"), "wb", buffering=0) as console:
             console.write(b"are you there\n")
         log.wait("tiny: heard are you there")
+    wait_node(
+        f"{subject.home}/data/counter",
+        lambda text: "events=0" not in text,
+        f"{subject.name} has no events of its store or of its console since it has suspended",
+    )
 
 
 def wait_over(subject: Guest, suspensions: int, returned: int) -> None:
@@ -72,8 +78,10 @@ def test_suspend_channel_is_left_to_who_has_its_lock(guest: GuestOf) -> None:
     lock = Path(f"/var/run/xen/suspend-evtchn-{subject.domain.domid}.lock")
     with subject.unharmed(), lock.open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)  # by this process, and libxc would get it again: a child
-        done = run(sys.executable, "-m", "xenpm", "suspend", "-L", "tiny", check=False)
-        assert "suspended" not in done
+        command = [sys.executable, "-m", "xenpm", "suspend", "-L", "tiny"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 1
+        assert "somebody else is using its event channel" in done.stderr
         lock.unlink()
     subject.domain.suspend()
     assert not lock.exists(), "the lock was not given back"

@@ -26,6 +26,7 @@ static start_info_t *start;
 static uint64_t *p2m;
 static uint32_t request;
 static evtchn_port_t suspend_port;
+static uint64_t store_events, console_events; /* since the last suspension */
 
 static long hypercall(unsigned op, uint64_t a, uint64_t b, uint64_t c)
 {
@@ -96,8 +97,8 @@ static void wait(void)
 	struct sched_poll poll = { .nr_ports = suspend_port ? 3 : 2, .timeout = now_ns() + STEP_NS };
 	set_xen_guest_handle(poll.ports, ports);
 	hypercall(__HYPERVISOR_sched_op, SCHEDOP_poll, (uint64_t)&poll, 0);
-	take(start->store_evtchn);
-	take(start->console.domU.evtchn);
+	store_events += take(start->store_evtchn);
+	console_events += take(start->console.domU.evtchn);
 }
 
 /* ---- text ---- */
@@ -240,6 +241,7 @@ static void suspend(const char *asked_by)
 	start->console.domU.mfn = M2P[console_mfn];
 	long returned = hypercall(__HYPERVISOR_sched_op, SCHEDOP_shutdown, (uint64_t)&reason,
 				  mfn_of(start));
+	store_events = console_events = 0;
 	if (returned) { /* cancelled: all is as it was */
 		start->store_mfn = store_mfn;
 		start->console.domU.mfn = console_mfn;
@@ -267,7 +269,9 @@ void run(start_info_t *info)
 	for (uint64_t count = 1;; count++) {
 		struct text text = { .size = 0 };
 		add(add_number(add(&text, "boot=tiny count="), count), " uptime_ms=");
-		store(XS_WRITE, "data/counter", add_number(&text, now_ns() / 1000000)->text);
+		add_number(add(add_number(&text, now_ns() / 1000000), " store_events="), store_events);
+		add_number(add(&text, " console_events="), console_events);
+		store(XS_WRITE, "data/counter", text.text);
 		listen();
 		const char *asked = store(XS_READ, "control/shutdown", NULL);
 		if (asked && same(asked, "suspend")) {
