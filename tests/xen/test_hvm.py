@@ -92,6 +92,7 @@ def test_starts_over(guest: GuestOf, host: xenpm.Host) -> None:
     with subject.unharmed(lost_kib=page_kib):
         domain = subject.domain
         assert not domain.supports_reinit
+        subject.store.write(f"{subject.home}/xenpm/policy", b"abort")
         for _ in range(2):
             domain.suspend()
             with pytest.raises(xenpm.ReinitNotSupported, match="force=True"):
@@ -99,6 +100,7 @@ def test_starts_over(guest: GuestOf, host: xenpm.Host) -> None:
             resumption = domain.resume(cooperative=False, force=True)
             assert [step.name for step in resumption.steps] == ["devices", "libxl"]
             assert resumption.problems == ()
+            assert subject.read("xenpm/policy") == "abort"
             assert (subject.state, model_of(subject)) == ("running", "running")
             assert not subject.starting_over
             assert subject.wait_working("io", "verified")["errors"] == "0"
@@ -107,6 +109,7 @@ def test_starts_over(guest: GuestOf, host: xenpm.Host) -> None:
                 with open(subject.read("console/tty"), "wb", buffering=0) as console:
                     console.write(b"over\n")
                 log.wait("heard over")
+        subject.store.remove(f"{subject.home}/xenpm/policy")
     cycle(subject, 1)
 
 
