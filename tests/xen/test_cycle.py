@@ -58,7 +58,16 @@ def test_guest_is_suspended_in_place_and_goes_on(name: str, guest: GuestOf) -> N
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("how", ["name", "domid", "digits", "UUID", "UUID text"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "name",
+        "UUID",
+        pytest.param("domid", marks=pytest.mark.soak),
+        pytest.param("digits", marks=pytest.mark.soak),
+        pytest.param("UUID text", marks=pytest.mark.soak),
+    ],
+)
 def test_domain_is_found_by(how: str, guest: GuestOf) -> None:
     subject = guest("pv1")
     known = subject.domain
