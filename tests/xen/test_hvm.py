@@ -15,6 +15,7 @@ from xenpm.qmp import QmpModels
 from .guest import DEADLINE, Guest, LogWatch, run
 
 SCENE = "hvm"
+pytestmark = pytest.mark.soak  # an HVM guest takes minutes here
 CARD = "0000:00:10.0"
 GuestOf = Callable[[str], Guest]
 
@@ -59,7 +60,6 @@ def test_model_stands_still_while_it_is_suspended(guest: GuestOf) -> None:
     cycle(guest("hvm1"), 3)
 
 
-@pytest.mark.soak
 def test_twenty_cycles_under_io(guest: GuestOf) -> None:
     cycle(guest("hvm1"), 20)
 
