@@ -54,14 +54,8 @@ def _scratch() -> list[Path]:
     return [path for path in cache.home().glob(".scratch-*") if path.is_dir()]
 
 
-@pytest.mark.parametrize(
-    "signum",
-    [
-        signal.SIGKILL,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.soak),
-        pytest.param(signal.SIGINT, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_lab_leaves_no_machine_and_no_files(
     signum: signal.Signals, lab: subprocess.Popen[str]
 ) -> None:
