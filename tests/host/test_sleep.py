@@ -61,7 +61,7 @@ def test_plan(night: Machine) -> None:
     assert reasons["idle"] == "is paused already"
 
 
-@pytest.mark.parametrize("sleeps", [2, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("sleeps", [1, pytest.param(10, marks=pytest.mark.soak)])
 @on_stage
 def test_sleeps_in_a_row(sleeps: int, night: Machine) -> None:
     for number in range(sleeps):
@@ -162,6 +162,7 @@ def test_on_asyncio(night: Machine) -> None:
     all_goes_on(night)
 
 
+@pytest.mark.soak
 @on_stage
 def test_systemctl_suspend(night: Machine) -> None:
     night.ssh(f"{XENPM} host install-systemd")
